@@ -1,0 +1,90 @@
+"""A batch of predictions, or of outcomes, as one message: what travels to an embedded worker and to TorchServe.
+
+msgpack, positional: a version number, then one short array per item. Packing copies each body once; unpacking hands
+out `bytes`. Deadlines do not travel (clocks differ between machines): the gateway is the one that waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from formats.envelope import Outcome, Prediction, Tensor
+
+__all__ = ["pack_outcomes", "pack_predictions", "unpack_outcomes", "unpack_predictions"]
+
+_VERSION = 1
+_MAX_BYTES = 2**31 - 1
+
+
+def pack_predictions(batch: Sequence[Prediction]) -> bytes:
+    """Encode a batch; model and version travel beside the message, not in it."""
+    items = [
+        (p.body, p.content_type, p.accept, p.mode, p.tensors, p.outputs, dict(p.parameters), p.request_id)
+        for p in batch
+    ]
+    return _packb((_VERSION, items))
+
+
+def unpack_predictions(message: bytes, model: str, version: str) -> list[Prediction]:
+    """Decode what `pack_predictions` made.
+
+    Raises:
+        ValueError: the message was not made by this version of the format.
+    """
+    return [
+        Prediction(
+            model=model,
+            version=version,
+            body=body,
+            content_type=content_type,
+            accept=accept,
+            mode=mode,
+            tensors=_tensors(tensors),
+            outputs=tuple(outputs),
+            parameters=parameters,
+            request_id=request_id,
+        )
+        for body, content_type, accept, mode, tensors, outputs, parameters, request_id in _unpackb(message)
+    ]
+
+
+def pack_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    """Encode the answers of one batch, in its order."""
+    items = [(o.body, o.content_type, o.tensors, o.error_code, o.error_message, o.version) for o in outcomes]
+    return _packb((_VERSION, items))
+
+
+def unpack_outcomes(message: bytes) -> list[Outcome]:
+    """Decode what `pack_outcomes` made.
+
+    Raises:
+        ValueError: the message was not made by this version of the format.
+    """
+    return [
+        Outcome(body, content_type, _tensors(tensors), error_code, error_message, version)
+        for body, content_type, tensors, error_code, error_message, version in _unpackb(message)
+    ]
+
+
+def _packb(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def _unpackb(message: bytes) -> list[Any]:
+    try:
+        version, items = msgpack.unpackb(message, raw=False, max_buffer_size=_MAX_BYTES)
+    except Exception as error:
+        raise ValueError(f"not a packed batch ({len(message)} bytes): {error}") from error
+    if version != _VERSION:
+        raise ValueError(f"packed batch of format {version}; this side speaks {_VERSION}: upgrade the older one")
+    return list(items)
+
+
+def _tensors(value: list[Any] | None) -> tuple[Tensor, ...] | None:
+    if value is None:
+        return None
+    return tuple(Tensor(name, datatype, tuple(shape), data) for name, datatype, shape, data in value)

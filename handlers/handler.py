@@ -1,0 +1,199 @@
+"""The contract of every handler: a batch of predictions in, an outcome for each out, none harmed by its neighbour."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from formats.envelope import Outcome, Prediction
+from formats.errors import BackendFailed, InvalidBody, NotAcceptable, PenstockError, UnsupportedContentType
+from formats.tensors import array_of, tensor_of
+from handlers.graph import Arrays, Runtime, load_graph
+from model_store.manifest import Mode
+from model_store.store import Bundle
+
+__all__ = ["Answer", "Handler"]
+
+_log = logging.getLogger("penstock.handlers")
+
+
+class Answer(NamedTuple):
+    """A response body in the media type it is written in."""
+
+    body: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One decoded request of a batch, waiting for its rows of the graph's output."""
+
+    index: int
+    prediction: Prediction
+    inputs: Arrays
+    num_rows: int
+
+
+class Handler(ABC):
+    """Runs one model. Subclasses translate one request at a time; batching, isolation and raw tensors are done here."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        self.manifest = bundle.manifest
+        self.bundle = bundle
+        self._graphs = {name: load_graph(bundle.path, graph, runtime) for name, graph in bundle.manifest.graphs.items()}
+
+    @abstractmethod
+    def decode(self, prediction: Prediction) -> Arrays:
+        """The graph's inputs for one request; the first axis counts its rows (1 for a single image).
+
+        Raises:
+            PenstockError: what the client did wrong; only this request fails.
+        """
+
+    @abstractmethod
+    def encode(self, prediction: Prediction, outputs: Arrays) -> Answer:
+        """The response for one request from its own rows of the graph's outputs."""
+
+    def collate(self, inputs: Sequence[Arrays]) -> Arrays:
+        """Join the inputs of several requests along the first axis; override where lengths must be padded."""
+        if len(inputs) == 1:
+            return inputs[0]
+        return {name: np.concatenate([each[name] for each in inputs]) for name in inputs[0]}
+
+    def predict(self, batch: Sequence[Prediction]) -> list[Outcome]:
+        """Answer a batch: same length, same order, and a failing item fails alone."""
+        outcomes: list[Outcome | None] = [None] * len(batch)
+        groups: dict[tuple[Any, ...], list[_Item]] = {}
+        for index, prediction in enumerate(batch):
+            try:
+                inputs = self._decode(prediction)
+            except PenstockError as error:
+                outcomes[index] = Outcome.of_error(error)
+            except Exception as error:  # noqa: BLE001  one item's surprise must not reach its neighbours
+                outcomes[index] = _failed("decode", prediction, error)
+            else:
+                num_rows = len(next(iter(inputs.values())))
+                groups.setdefault(self._group(prediction, inputs), []).append(
+                    _Item(index, prediction, inputs, num_rows)
+                )
+        for items in groups.values():
+            self._answer(items, outcomes)
+        assert all(outcome is not None for outcome in outcomes)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def mode_of(self, prediction: Prediction) -> Mode:
+        """The mode that a request asks for."""
+        mode = self.manifest.modes.get(prediction.mode or self.manifest.default_mode)
+        if mode is None:
+            raise InvalidBody(f"mode '{prediction.mode}' is unknown; this model has: {', '.join(self.manifest.modes)}")
+        return mode
+
+    def _decode(self, prediction: Prediction) -> Arrays:
+        mode = self.mode_of(prediction)
+        if prediction.tensors is not None:
+            return {tensor.name: array_of(tensor) for tensor in prediction.tensors}
+        media_type(prediction.content_type, mode.content_types)
+        accepted(prediction.accept, mode.accepts)
+        return self.decode(prediction)
+
+    def _group(self, prediction: Prediction, inputs: Arrays) -> tuple[Any, ...]:
+        """Requests of one group may share a run of the graph."""
+        graph_name = self.mode_of(prediction).graph
+        if prediction.tensors is None:
+            return (graph_name, "body")
+        if not self.manifest.graphs[graph_name].batched:
+            return (graph_name, "tensors", id(prediction))
+        return (graph_name, "tensors", *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items())))
+
+    def _answer(self, items: list[_Item], outcomes: list[Outcome | None]) -> None:
+        graph = self._graphs[self.mode_of(items[0].prediction).graph]
+        try:
+            outputs = graph.run(self.collate([item.inputs for item in items]))
+        except Exception as error:  # noqa: BLE001
+            if len(items) > 1:  # find the guilty one: each alone
+                for item in items:
+                    self._answer([item], outcomes)
+            else:
+                outcomes[items[0].index] = _failed("graph", items[0].prediction, error)
+            return
+        start = 0
+        for item in items:
+            stop = start + item.num_rows
+            alone = len(items) == 1
+            rows = outputs if alone else {name: value[start:stop] for name, value in outputs.items()}
+            outcomes[item.index] = self._encode(item.prediction, rows)
+            start = stop
+
+    def _encode(self, prediction: Prediction, outputs: Arrays) -> Outcome:
+        try:
+            if prediction.tensors is None:
+                answer = self.encode(prediction, outputs)
+                return Outcome(answer.body, answer.content_type, version=prediction.version)
+            wanted = prediction.outputs or tuple(outputs)
+            return Outcome(tensors=tuple(tensor_of(n, outputs[n]) for n in wanted), version=prediction.version)
+        except PenstockError as error:
+            return Outcome.of_error(error)
+        except Exception as error:  # noqa: BLE001
+            return _failed("encode", prediction, error)
+
+
+def media_type(content_type: str, known: Sequence[str]) -> str:
+    """The bare, lower-case media type of a request.
+
+    Raises:
+        UnsupportedContentType: names the one sent and those that are possible.
+    """
+    bare = content_type.partition(";")[0].strip().lower()
+    if bare not in known:
+        sent = f"Content type {bare} not supported" if bare else "Content type missing"
+        raise UnsupportedContentType(f"{sent}; expected one of: {', '.join(known)}")
+    return bare
+
+
+def accepted(accept: str, known: Sequence[str]) -> str:
+    """The media type to answer in: the first of `known` when the client has no wish (RFC 9110, quality values).
+
+    Raises:
+        NotAcceptable: none of the wished types can be made.
+    """
+    if not accept.strip():
+        return known[0]
+    wishes = sorted(_wishes(accept), key=lambda wish: -wish[1])
+    for wish, quality in wishes:
+        matching = [k for k in known if _matches(wish, k)]
+        if matching and quality > 0:
+            return matching[0]
+    raise NotAcceptable(f"Accept {accept} cannot be satisfied; possible: {', '.join(known)}")
+
+
+def _wishes(accept: str) -> list[tuple[str, float]]:
+    wishes = []
+    for part in accept.split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        wishes.append((kind, quality))
+    return wishes
+
+
+def _matches(wish: str, kind: str) -> bool:
+    return wish in ("*/*", "*", kind) or (wish.endswith("/*") and kind.startswith(wish[:-1]))
+
+
+def _failed(stage: str, prediction: Prediction, error: Exception) -> Outcome:
+    # the text may hold internals (paths, shapes of others): it belongs in the log, not in the answer
+    _log.error("request %s of model %s failed at %s", prediction.request_id, prediction.model, stage, exc_info=error)
+    return Outcome.of_error(BackendFailed(f"model '{prediction.model}' failed at {stage}; see the log of its worker"))
+
+
+HandlerFactory = Callable[[Bundle, Runtime], Handler]

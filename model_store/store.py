@@ -1,0 +1,240 @@
+"""The published models on disk: `<root>/<name>/<version>/`, atomic to write, immutable, verified to read."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from formats.errors import CorruptBundle, NotFound
+from model_store.manifest import (
+    MANIFEST,
+    MANIFEST_CHECKSUM,
+    Manifest,
+    ModelName,
+    StoredFile,
+    Version,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+
+__all__ = ["DEFAULT_ROOT", "Bundle", "Store", "VersionExists", "seal"]
+
+DEFAULT_ROOT = Path(__file__).parent / "archives"
+
+_NAME: TypeAdapter[str] = TypeAdapter(ModelName)
+_VERSION: TypeAdapter[str] = TypeAdapter(Version)
+_RESERVED_NAMES = {"stats"}  # GET /v2/models/stats would shadow it
+
+
+class VersionExists(ValueError):
+    """That version is published already; versions are immutable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A directory with a manifest whose own checksum has been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Raises `CorruptBundle` when the manifest is missing or altered."""
+        return cls(path, read_manifest(path))
+
+    def verify(self) -> None:
+        """Compare every listed file with its checksum, and look for files that nobody listed.
+
+        Raises:
+            CorruptBundle: names the first file that is missing, altered or foreign.
+        """
+        for name, stored in self.manifest.files.items():
+            file = self.path / name
+            if file.is_symlink() or not file.is_file():
+                raise CorruptBundle(f"{self.path}: {name} is missing or not a plain file")
+            if file.stat().st_size != stored.size_bytes or sha256_of(file) != stored.sha256:
+                raise CorruptBundle(f"{self.path}: {name} does not match its checksum in {MANIFEST}")
+        for name in self._required_files():
+            if name not in self.manifest.files:
+                raise CorruptBundle(f"{self.path}: {MANIFEST} names {name} but holds no checksum for it")
+
+    def _required_files(self) -> Iterator[str]:
+        for graph in self.manifest.graphs.values():
+            yield from (name for name in (graph.onnx, graph.torchscript) if name)
+        if self.manifest.golden:
+            yield from (self.manifest.golden.request, self.manifest.golden.response)
+
+
+def seal(directory: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest with the checksums of the files that lie in the directory, and return it."""
+    names = sorted(p.name for p in directory.iterdir() if p.name not in (MANIFEST, MANIFEST_CHECKSUM))
+    files = {n: StoredFile(sha256=sha256_of(directory / n), size_bytes=(directory / n).stat().st_size) for n in names}
+    sealed = Manifest.model_validate({**manifest.model_dump(), "files": files})
+    write_manifest(directory, sealed)
+    return sealed
+
+
+class Store:
+    """Models under one root directory."""
+
+    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
+        self.root = root
+
+    def publish(
+        self,
+        bundle: Path,
+        *,
+        name: str,
+        version: str | None = None,
+        archive: Callable[[Path], None] | None = None,
+    ) -> Bundle:
+        """Copy a bundle in under a name, so that it is there whole or not at all.
+
+        Args:
+            bundle: what an exporter wrote; it is verified first and left as it is.
+            name: a letter, then letters, digits, `_`, `.` or `-`.
+            version: by default one more than the largest whole number published.
+            archive: called with the staged directory, to add files such as the TorchServe archive.
+
+        Raises:
+            CorruptBundle: a file of the bundle is not what its manifest says.
+            VersionExists: that version is there already.
+            ValueError: the name or the version cannot be routed.
+        """
+        check_name(name)
+        if version is not None:
+            check_version(version)
+        source = Bundle.open(bundle)
+        source.verify()
+        staged = self._stage(source)
+        try:
+            while True:
+                chosen = version or self._next_version(name)
+                manifest = seal_as(staged, source.manifest, name, chosen, archive)
+                target = self.root / name / chosen
+                if _move_into_place(staged, target):
+                    return Bundle(target, manifest)
+                if version is not None:
+                    raise VersionExists(f"{name} version {version} is published already; versions are immutable")
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """Published model names, sorted."""
+        return sorted(p.name for p in _visible(self.root) if any(_visible(p)))
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of one model, oldest first by natural order (`2` before `10`); empty when unknown."""
+        if not _matches(_NAME, name):
+            return []
+        return sorted((p.name for p in _visible(self.root / name) if (p / MANIFEST).exists()), key=natural_order)
+
+    def open(self, name: str, version: str | None = None) -> Bundle:
+        """The bundle of a version, by default the newest. Files are not verified here: see `Bundle.verify`.
+
+        Raises:
+            NotFound: no such model, or no such version of it.
+            CorruptBundle: its manifest is missing or altered, or speaks of another model.
+        """
+        known = self.versions(name)
+        if not known:
+            raise NotFound(f"model '{name}' is not published in {self.root}")
+        chosen = version or known[-1]
+        if chosen not in known:
+            raise NotFound(f"model '{name}' has no version '{chosen}'; published: {', '.join(known)}")
+        bundle = Bundle.open(self.root / name / chosen)
+        if (bundle.manifest.name, bundle.manifest.version) != (name, chosen):
+            raise CorruptBundle(
+                f"{bundle.path}: {MANIFEST} is of {bundle.manifest.name} version {bundle.manifest.version}"
+            )
+        return bundle
+
+    def _stage(self, source: Bundle) -> Path:
+        self.root.mkdir(parents=True, exist_ok=True)
+        staged = self.root / f".staging-{secrets.token_hex(8)}"
+        staged.mkdir()
+        for name in source.manifest.files:
+            shutil.copyfile(source.path / name, staged / name)
+        return staged
+
+    def _next_version(self, name: str) -> str:
+        numbers = [int(v) for v in self.versions(name) if v.isdecimal()]
+        return str(max(numbers, default=0) + 1)
+
+
+def seal_as(
+    directory: Path, manifest: Manifest, name: str, version: str, archive: Callable[[Path], None] | None
+) -> Manifest:
+    """Seal a staged directory under its name and version; the archive is made in between, so it holds both."""
+    for left_over in directory.glob("*.mar"):
+        left_over.unlink()
+    named = seal(directory, Manifest.model_validate({**manifest.model_dump(), "name": name, "version": version}))
+    if archive is None:
+        return named
+    archive(directory)
+    return seal(directory, named)
+
+
+def natural_order(version: str) -> list[tuple[int, int, str]]:
+    """Sort key in which runs of digits count as numbers."""
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|\D+", version)]
+
+
+def check_name(name: str) -> None:
+    if name in _RESERVED_NAMES or not _matches(_NAME, name):
+        raise ValueError(
+            f"model name '{name}' must be a letter and then up to 62 letters, digits, '_', '.' or '-', "
+            f"and not one of: {', '.join(sorted(_RESERVED_NAMES))}"
+        )
+
+
+def check_version(version: str) -> None:
+    if not _matches(_VERSION, version):
+        raise ValueError(f"version '{version}' must be 1 to 32 letters, digits, '_', '.' or '-'")
+
+
+def _matches(kind: TypeAdapter[str], value: str) -> bool:
+    try:
+        kind.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _visible(directory: Path) -> Iterator[Path]:
+    if directory.is_dir():
+        yield from (p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _move_into_place(staged: Path, target: Path) -> bool:
+    """Make the staged directory durable, then rename it; False when the target is there already."""
+    for file in staged.iterdir():
+        file.chmod(0o444)
+        _fsync(file)
+    _fsync(staged)
+    target.parent.mkdir(exist_ok=True)
+    try:
+        staged.rename(target)
+    except OSError:
+        if target.exists():
+            return False
+        raise
+    _fsync(target.parent)
+    _fsync(target.parent.parent)
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""Every knob of serving, each followed by its meaning; read once at start and passed down.
+
+Precedence: command line, `PENSTOCK_*` environment, the TOML file, the defaults below. Nested fields take two
+underscores in the environment: `PENSTOCK_POOLS__CPU__WORKERS=4`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from model_store.store import DEFAULT_ROOT
+
+__all__ = ["EndpointSettings", "PoolSettings", "Settings", "VariantSettings", "read_settings"]
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class PoolSettings(BaseModel):
+    """A device class, a backend, and its limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["cpu", "gpu"]
+    """What the pool's models run on; placement lists name it."""
+    backend: str = "embedded"
+    """Entry point name: `embedded`, `torchserve`, or one that a plug-in registers."""
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Worker processes, per model version on TorchServe."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads inside one operator of one worker; workers times threads should not pass the cores."""
+    engine: Literal["onnx", "torchscript"] = "onnx"
+    """Which exported form the workers run."""
+    targets: list[str] = []
+    """`host:port` of TorchServe gRPC servers that somebody else runs (backend `torchserve`)."""
+    managed: bool = False
+    """Start, watch and stop a TorchServe on this machine (backend `torchserve`); excludes `targets`."""
+    startup_timeout_s: Seconds = 120.0
+    """How long one worker, or a managed server, may take to load before it counts as failed."""
+    run_timeout_s: Seconds = 60.0
+    """A worker that computes longer than this on one batch is considered hung and is replaced."""
+
+
+class VariantSettings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "AllTraffic"
+    """What `X-Amzn-SageMaker-Target-Variant` selects and the answer names."""
+    model: str
+    version: str | None = None
+    """Default: the newest published."""
+    mode: str = ""
+    """Default: the model's own default mode."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share of the traffic, over the sum of the endpoint's weights."""
+
+
+class EndpointSettings(BaseModel):
+    """A name that clients call; every published model is one by itself, with all traffic to its newest version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variants: Annotated[list[VariantSettings], Field(min_length=1, max_length=10)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="PENSTOCK_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    store: Path = DEFAULT_ROOT
+    """Root of the published models."""
+    host: str = "0.0.0.0"  # noqa: S104  the front door is meant to be public; management is not
+    """Address of the HTTP and gRPC prediction ports."""
+    http_port: Port = 8080
+    """SageMaker, TorchServe and Open Inference Protocol over HTTP; 0 takes a free port."""
+    grpc_port: Port = 8081
+    """Open Inference Protocol and TorchServe over gRPC."""
+    admin_host: str = "127.0.0.1"
+    """Address of the management port: loopback, because it has no authentication."""
+    admin_port: Port = 8082
+    """Management, metrics and API documentation."""
+    default_endpoint: str = ""
+    """Which endpoint `POST /invocations` means; default: the only one there is."""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 25 * 1024 * 1024
+    """Largest request body (SageMaker's real-time limit)."""
+    max_header_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024
+    """Largest request line and headers together."""
+    header_timeout_s: Seconds = 10.0
+    """From the first byte of a request to the end of its headers."""
+    body_timeout_s: Seconds = 30.0
+    """Longest pause between two reads of a body."""
+    idle_timeout_s: Seconds = 75.0
+    """How long a connection may wait for its next request."""
+    request_timeout_s: Seconds = 60.0
+    """Deadline of a prediction whose client set none (SageMaker's real-time limit)."""
+    max_queue: Annotated[int, Field(ge=1)] = 2048
+    """Predictions that may wait per model version and mode before new ones are refused."""
+    drain_timeout_s: Seconds = 25.0
+    """After SIGTERM: how long accepted requests may take to finish (platforms kill after 30 s)."""
+    drain_linger_s: Annotated[float, Field(ge=0)] = 0.5
+    """After SIGTERM: how long idle connections stay open, so that a request already on its way is answered."""
+    store_poll_s: Seconds = 2.0
+    """How often the store is looked at for newly published versions."""
+    run_dir: Path | None = None
+    """Where sockets, logs and temporary files of workers go; default: a private temporary directory."""
+    log_format: Literal["text", "json"] = "text"
+    pools: dict[str, PoolSettings] = {}
+    """Default: `cpu` with embedded workers, and `gpu` likewise where the machine has one."""
+    placement: dict[str, list[Literal["cpu", "gpu"]]] = {}
+    """Overrides of the manifests' placement lists, by algorithm or `algorithm/mode`."""
+    endpoints: dict[str, EndpointSettings] = {}
+    """Endpoints beyond the published models' own names."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def read_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the environment and, when given, one TOML file.
+
+    Raises:
+        ValueError: a field has the wrong type or range, or is unknown; the text names it.
+        FileNotFoundError: there is no such file.
+    """
+    if config is not None and not config.is_file():
+        raise FileNotFoundError(f"no configuration file {config}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    return FromFile(**{name: value for name, value in overrides.items() if value is not None})

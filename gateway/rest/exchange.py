@@ -1,0 +1,69 @@
+"""A request and its answer between the HTTP parser and the protocols: nothing of any web framework."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple
+
+__all__ = ["Reply", "Request", "Response", "encode_response", "request_id"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_PREFIX = secrets.token_hex(8)
+_COUNTER = itertools.count(1)
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Response(NamedTuple):
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+Reply = Callable[[Response], None]
+
+
+@dataclass(slots=True)
+class Request:
+    """One complete request."""
+
+    path: str
+    """Percent-decoded, without the query."""
+    headers: Headers
+    """Names in lower case."""
+    body: bytes
+    received: float
+    """Monotonic second at which its last byte came."""
+
+    def header(self, name: bytes) -> str:
+        """The first value of a header, or the empty string; bytes beyond ASCII are kept as Latin-1."""
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return ""
+
+
+def request_id(request: Request) -> str:
+    """The client's own `x-request-id` where it is harmless, else a new one, unique across processes."""
+    for key, value in request.headers:
+        if key == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return f"{_PREFIX}-{next(_COUNTER):08x}"
+
+
+def encode_response(response: Response, *, close: bool) -> bytes:
+    """The bytes on the wire (HTTP/1.1)."""
+    status, headers, body = response
+    parts = [b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))]
+    parts += [b"%b: %b\r\n" % header for header in headers]
+    parts.append(b"content-length: %d\r\n" % len(body))
+    if close:
+        parts.append(b"connection: close\r\n")
+    parts += [b"\r\n", body]
+    return b"".join(parts)

@@ -1,0 +1,87 @@
+"""TorchServe's inference API: `POST /predictions/{model}[/{version}]`, so that its clients keep working.
+
+Facts: protocol contract, section 3.2.
+"""
+
+from __future__ import annotations
+
+from email.parser import BytesParser
+from email.policy import HTTP
+
+import orjson
+
+from formats.envelope import Outcome, Prediction
+from formats.errors import InvalidBody, NotFound, PenstockError
+from gateway.rest.exchange import Reply, Request, Response, request_id
+from gateway.router import Router
+from gateway.status import RETRY_AFTER_S, http_status
+
+__all__ = ["error_response", "predictions", "undeclared"]
+
+_UNDECLARED = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+"""TorchServe gives handlers no content type and its documentation's curl lines send these for any file."""
+
+
+def predictions(request: Request, router: Router, timeout_s: float, reply: Reply) -> str:
+    """`POST /predictions/{model}[/{version}]`. Returns the endpoint's name."""
+    parts = request.path.split("/")
+    name, version = parts[2], parts[3] if len(parts) > 3 else ""
+    deployment = router.deployment(name, version)
+    body, content_type = request.body, request.header(b"content-type")
+    if content_type.startswith("multipart/"):
+        body, content_type = _only_part(body, content_type)
+    identifier = request_id(request)
+    prediction = Prediction(
+        model=deployment.manifest.name,
+        version=deployment.manifest.version,
+        body=body,
+        content_type=undeclared(content_type, deployment.spec.content_types),
+        accept=request.header(b"accept"),
+        mode=deployment.mode,
+        deadline=request.received + timeout_s,
+        request_id=identifier,
+        traceparent=request.header(b"traceparent"),
+    )
+    always = [(b"x-request-id", identifier.encode()), (b"cache-control", b"no-cache, no-store, private")]
+
+    def deliver(outcome: Outcome) -> None:
+        if outcome.ok:
+            reply(Response(200, [(b"content-type", outcome.content_type.encode()), *always], outcome.body))
+        else:
+            reply(error_response(outcome.error()))
+
+    deployment.submit(prediction, deliver)
+    return deployment.manifest.name
+
+
+def undeclared(content_type: str, known: list[str]) -> str:
+    """The model's first content type when the client declared none that means anything."""
+    return known[0] if content_type.partition(";")[0].strip().lower() in _UNDECLARED else content_type
+
+
+def error_response(error: PenstockError) -> Response:
+    """TorchServe's error object."""
+    status = http_status(error)
+    kind = {404: "ModelNotFoundException", 503: "ServiceUnavailableException"}.get(
+        status, "BadRequestException" if status < 500 else "InternalServerException"
+    )
+    if isinstance(error, NotFound) and "version" in str(error):
+        kind = "ModelVersionNotFoundException"
+    headers = [(b"content-type", b"application/json")]
+    if status == 503:
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+    return Response(status, headers, orjson.dumps({"code": status, "type": kind, "message": str(error)}))
+
+
+def _only_part(body: bytes, content_type: str) -> tuple[bytes, str]:
+    """The single part of a form (`curl -F data=@file`): its bytes and its own content type."""
+    message = BytesParser(policy=HTTP).parsebytes(
+        b"content-type: " + content_type.encode("latin-1") + b"\r\n\r\n" + body
+    )
+    parts = [part for part in message.iter_parts() if not part.is_multipart()] if message.is_multipart() else []
+    if len(parts) != 1:
+        raise InvalidBody(f"multipart body has {len(parts)} parts; expected one, with the request's data")
+    payload = parts[0].get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    declared = parts[0].get_content_type() if "content-type" in parts[0] else ""
+    return payload, declared

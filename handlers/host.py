@@ -1,0 +1,118 @@
+"""The main loop of an embedded worker: one socket to the gateway, many models, one batch at a time.
+
+Started by `gateway.backends.embedded` as `python -m handlers.host FD`. The end of the socket is the only order to stop:
+signals meant for the gateway reach the whole process group, and a worker that obeyed them would drop what it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgpack
+
+from formats.errors import BackendFailed, PenstockError, code_of
+from formats.frames import HEADER, Kind, encode_frame
+from formats.packed import pack_outcomes, unpack_predictions
+from handlers.algorithms import load_handler
+from handlers.graph import Runtime
+from handlers.handler import Handler
+from model_store.golden import check_golden, golden_prediction
+from model_store.store import Bundle
+
+__all__ = ["Host", "main"]
+
+_log = logging.getLogger("penstock.host")
+
+
+class Host:
+    """Answers frames with frames; knows nothing of sockets."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Handler] = {}
+
+    def answer(self, kind: int, call: int, slot: int, payload: bytes) -> bytes:
+        """The reply to one frame, whatever goes wrong inside."""
+        try:
+            if kind == Kind.RUN:
+                return encode_frame(Kind.DONE, call, slot, self._run(slot, payload))
+            if kind == Kind.LOAD:
+                self._handlers[slot] = load(payload)
+            elif kind == Kind.UNLOAD:
+                self._handlers.pop(slot, None)
+            else:
+                return _failed(call, slot, BackendFailed(f"unknown frame kind {kind}"))
+        except PenstockError as error:
+            return _failed(call, slot, error)
+        except Exception as error:  # noqa: BLE001  a worker lives on: the gateway is told, the log has the trace
+            _log.exception("frame of kind %d failed", kind)
+            return _failed(call, slot, BackendFailed(f"{type(error).__name__}: {error}"))
+        return encode_frame(Kind.DONE, call, slot)
+
+    def _run(self, slot: int, payload: bytes) -> bytes:
+        handler = self._handlers[slot]
+        outcomes = handler.predict(unpack_predictions(payload, handler.manifest.name, handler.manifest.version))
+        return pack_outcomes(outcomes)
+
+
+def load(payload: bytes) -> Handler:
+    """Build a handler from a LOAD payload and hold it against its golden request."""
+    order = msgpack.unpackb(payload)
+    bundle = Bundle.open(Path(order["path"]))
+    handler = load_handler(bundle, Runtime(**order["runtime"]))
+    golden = golden_prediction(bundle)
+    if golden is not None:
+        (outcome,) = handler.predict([golden])
+        check_golden(bundle, outcome)
+    return handler
+
+
+def _failed(call: int, slot: int, error: PenstockError) -> bytes:
+    return encode_frame(Kind.FAILED, call, slot, msgpack.packb((code_of(error), str(error))))
+
+
+def _read_exactly(connection: socket.socket, size: int) -> bytearray | None:
+    buffer = bytearray(size)
+    view, filled = memoryview(buffer), 0
+    while filled < size:
+        count = connection.recv_into(view[filled:])
+        if count == 0:
+            return None
+        filled += count
+    return buffer
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer frames until the other end closes."""
+    host = Host()
+    while True:
+        header = _read_exactly(connection, HEADER.size)
+        if header is None:
+            return
+        length, kind, call, slot = HEADER.unpack(header)
+        payload = _read_exactly(connection, length)
+        if payload is None:
+            return
+        connection.sendall(host.answer(kind, call, slot, bytes(payload)))
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s worker {os.getpid()}: %(message)s"
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.setblocking(True)
+    try:
+        serve(connection)
+    except (BrokenPipeError, ConnectionResetError):
+        _log.warning("the gateway is gone")
+
+
+if __name__ == "__main__":
+    main()

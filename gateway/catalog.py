@@ -76,7 +76,10 @@ class Catalog:
     async def watch(self) -> None:
         """Look at the store for ever."""
         while True:
-            await self.refresh()
+            try:
+                await self.refresh()
+            except OSError as error:  # a mount that comes and goes must not end the watch
+                _log.warning("cannot read the store %s: %s", self._settings.store, error)
             await asyncio.sleep(self._settings.store_poll_s)
 
     async def refresh(self) -> None:

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """Address of the management port: loopback, because it has no authentication."""
     admin_port: Port = 8082
     """Management, metrics and API documentation."""
+    grpc_reflection: bool = False
+    """Let gRPC clients list the services; reveals the API, so off on public ports."""
     default_endpoint: str = ""
     """Which endpoint `POST /invocations` means; default: the only one there is."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 25 * 1024 * 1024

@@ -40,6 +40,8 @@ class Request:
     body: bytes
     received: float
     """Monotonic second at which its last byte came."""
+    endpoint: str = ""
+    """Set by the protocol once it is known to exist: what the metrics may name."""
 
     def header(self, name: bytes) -> str:
         """The first value of a header, or the empty string; bytes beyond ASCII are kept as Latin-1."""

@@ -23,8 +23,8 @@ _ACCOUNT = "local"
 _MAX_MESSAGE = 2048
 
 
-def runtime_invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> str:
-    """`POST /endpoints/{name}/invocations`, as an unmodified boto3 client sends it. Returns the endpoint's name."""
+def runtime_invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
+    """`POST /endpoints/{name}/invocations`, as an unmodified boto3 client sends it."""
     name = request.path.split("/")[2]
     try:
         endpoint = router.endpoint(name)
@@ -37,19 +37,18 @@ def runtime_invocations(request: Request, router: Router, timeout_s: float, repl
         text = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
         raise InvalidRequest(text)
     _invoke(request, endpoint, timeout_s, reply, runtime=True)
-    return endpoint.name
 
 
-def invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> str:
-    """`POST /invocations`, as the platform calls a container. Returns the endpoint's name."""
+def invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
+    """`POST /invocations`, as the platform calls a container."""
     endpoint = router.default_endpoint()
     _invoke(request, endpoint, timeout_s, reply, runtime=False)
-    return endpoint.name
 
 
 def _invoke(request: Request, endpoint: Endpoint, timeout_s: float, reply: Reply, *, runtime: bool) -> None:
     variant = endpoint.pick(request.header(b"x-amzn-sagemaker-target-variant"))
     deployment = variant.deployment
+    request.endpoint = endpoint.name
     identifier = request_id(request)
     attributes = request.header(b"x-amzn-sagemaker-custom-attributes")
     prediction = Prediction(

@@ -1,0 +1,175 @@
+"""Open Inference Protocol v2 over gRPC (protocol contract, section 2)."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from formats.envelope import Prediction, Tensor
+from formats.errors import InvalidBody, InvalidRequest, PenstockError
+from formats.protos import open_inference_pb2 as pb
+from formats.tensors import DATATYPES, array_of, num_elements
+from gateway.grpc.service import Context, Predictor, unary
+from gateway.readiness import Readiness
+from gateway.tensor_protocol import (
+    check_inputs,
+    check_outputs,
+    check_parameters,
+    deadline_of,
+    graph_of,
+    model_metadata,
+    server_metadata,
+)
+
+__all__ = ["SERVICE", "handlers"]
+
+SERVICE = "inference.GRPCInferenceService"
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_MAX_TENSORS = 1024
+"""A few megabytes of empty messages would unfold to hundreds."""
+
+
+def handlers(predictor: Predictor, readiness: Readiness) -> dict[str, Any]:
+    """The service's methods by name."""
+    router = predictor.router
+
+    async def server_live(_: pb.ServerLiveRequest, __: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(_: pb.ServerReadyRequest, __: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=readiness.ready)
+
+    async def model_ready(request: pb.ModelReadyRequest, _: Context) -> pb.ModelReadyResponse:
+        return pb.ModelReadyResponse(ready=router.deployment(request.name, request.version).ready)
+
+    async def about_server(_: pb.ServerMetadataRequest, __: Context) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(**server_metadata())
+
+    async def about_model(request: pb.ModelMetadataRequest, _: Context) -> pb.ModelMetadataResponse:
+        metadata = model_metadata(router.deployment(request.name, request.version), router)
+        return pb.ModelMetadataResponse(**{**metadata, "name": request.name})
+
+    async def infer(request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        return await _infer(request, context, predictor)
+
+    return {
+        "ServerLive": unary(pb.ServerLiveRequest, server_live),
+        "ServerReady": unary(pb.ServerReadyRequest, server_ready),
+        "ModelReady": unary(pb.ModelReadyRequest, model_ready),
+        "ServerMetadata": unary(pb.ServerMetadataRequest, about_server),
+        "ModelMetadata": unary(pb.ModelMetadataRequest, about_model),
+        "ModelInfer": unary(pb.ModelInferRequest, infer),
+    }
+
+
+async def _infer(request: pb.ModelInferRequest, context: Context, predictor: Predictor) -> pb.ModelInferResponse:
+    received = time.monotonic()
+    try:
+        deployment = predictor.router.deployment(request.model_name, request.model_version)
+        tensors = _inputs(request)
+        graph = graph_of(deployment)
+        check_inputs(graph, tensors)
+        parameters = _parameters(request.parameters)
+        limit = predictor.deadline(received, context) - received
+        prediction = Prediction(
+            model=deployment.manifest.name,
+            version=deployment.manifest.version,
+            mode=deployment.mode,
+            tensors=tuple(tensors),
+            outputs=check_outputs(graph, _wanted(request)),
+            deadline=deadline_of(received, limit, parameters.get("timeout")),
+            request_id=request.id,
+        )
+    except PenstockError as error:
+        predictor.rejected("oip-grpc", error)
+        raise
+    outcome = await predictor.predict(deployment, prediction, "oip-grpc", received)
+    outputs = outcome.tensors or ()
+    # always raw: tritonclient cannot read typed numbers
+    return pb.ModelInferResponse(
+        model_name=request.model_name,
+        model_version=deployment.manifest.version,
+        id=request.id,
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in outputs
+        ],
+        raw_output_contents=[bytes(tensor.data) for tensor in outputs],
+    )
+
+
+def _inputs(request: pb.ModelInferRequest) -> list[Tensor]:
+    raw = request.raw_input_contents
+    if max(len(request.inputs), len(request.outputs), len(request.parameters), len(raw)) > _MAX_TENSORS:
+        raise InvalidBody(f"a request may hold {_MAX_TENSORS} inputs, outputs and parameters each")
+    if not raw:
+        return [_typed(tensor) for tensor in request.inputs]
+    if len(raw) != len(request.inputs):
+        raise InvalidBody(
+            f"unable to find data for input tensor: {len(request.inputs)} inputs, {len(raw)} raw_input_contents"
+        )
+    tensors = []
+    for described, data in zip(request.inputs, raw, strict=True):
+        if described.HasField("contents"):
+            raise InvalidBody(f"input '{described.name}' has contents although raw_input_contents are given")
+        tensor = Tensor(described.name, described.datatype, tuple(described.shape), data)
+        array_of(tensor)
+        tensors.append(tensor)
+    return tensors
+
+
+def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
+    """A tensor whose elements ride in the typed field that belongs to its datatype."""
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    field = _FIELDS.get(datatype)
+    if field is None:
+        raise InvalidBody(f"input '{name}': datatype '{datatype}' is unknown or only possible in raw_input_contents")
+    filled = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+    if filled not in ([field], []):
+        raise InvalidBody(f"input '{name}': {datatype} rides in {field}, found {', '.join(filled)}")
+    values = getattr(tensor.contents, field)
+    count = num_elements(name, shape)
+    if len(values) != count:
+        raise InvalidBody(f"input '{name}': {len(values)} elements in contents, shape {list(shape)} has {count}")
+    if datatype == "BYTES":
+        return Tensor(name, datatype, shape, b"".join(struct.pack("<I", len(v)) + v for v in values))
+    dtype = DATATYPES[datatype]
+    array = np.array(values)
+    if dtype.kind in "iu" and len(values):
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise InvalidBody(f"input '{name}': a value is outside {datatype} ({limits.min} to {limits.max})")
+    return Tensor(name, datatype, shape, array.astype(dtype).tobytes())
+
+
+def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    check_parameters(list(parameters))
+    values = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        values[name] = getattr(parameter, kind) if kind else None
+    return values
+
+
+def _wanted(request: pb.ModelInferRequest) -> list[str]:
+    for output in request.outputs:
+        if "classification" in output.parameters:
+            raise InvalidRequest(f"output '{output.name}': the classification extension is not offered")
+    return [output.name for output in request.outputs]

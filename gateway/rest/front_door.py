@@ -1,0 +1,305 @@
+"""HTTP/1.1 close to the parser: predictions are answered here, every other route goes on to the ASGI application.
+
+A subclass of uvicorn's httptools protocol, which is also the right place for what uvicorn leaves out: limits on
+headers and bodies, time-outs of slow clients, and a drain that loses no accepted request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import urllib.parse
+from functools import partial
+from typing import Any, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from formats.errors import BackendFailed, BodyTooLarge, PenstockError
+from gateway.metrics import Metrics
+from gateway.rest.exchange import Request, Response, encode_response
+from gateway.rest.routes import PredictionRoute, match
+from gateway.router import Router
+from gateway.settings import Settings
+
+__all__ = ["Door", "FrontDoor"]
+
+_log = logging.getLogger("penstock.http")
+
+_MAX_HEADERS = 100
+_LINGER_S = 2.0
+"""After an early refusal: how long what the client still sends is thrown away, so that it can read the answer."""
+
+
+class Door:
+    """What all connections share."""
+
+    def __init__(self, settings: Settings, router: Router, metrics: Metrics) -> None:
+        self.settings = settings
+        self.router = router
+        self.metrics = metrics
+        self.draining = False
+        self.in_flight = 0
+        """Predictions accepted and not yet answered."""
+
+
+class _Cycle:
+    """One prediction on one connection. Stands where uvicorn expects its own request cycle, pipelining included."""
+
+    __slots__ = (
+        "body",
+        "complete",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "message_event",
+        "path",
+        "protocol",
+        "response_complete",
+        "route",
+        "size",
+        "turn",
+    )
+
+    def __init__(self, protocol: FrontDoor, route: PredictionRoute, path: str, *, keep_alive: bool) -> None:
+        self.protocol = protocol
+        self.route = route
+        self.path = path
+        self.headers = protocol.headers
+        self.keep_alive = keep_alive
+        self.body: list[bytes] = []
+        self.size = 0
+        self.complete = False
+        """The whole request has arrived."""
+        self.turn = False
+        """Everything before it on this connection has been answered."""
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = _NOBODY_WAITS
+
+    async def run_asgi(self, _app: object) -> None:
+        """Called by uvicorn when the answers before this one are out."""
+        self.turn = True
+        if self.complete:
+            self.protocol.dispatch(self)
+
+
+class _NobodyWaits:
+    def set(self) -> None:
+        pass
+
+
+_NOBODY_WAITS = _NobodyWaits()
+
+
+class FrontDoor(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, config: Config, server_state: ServerState, door: Door) -> None:
+        super().__init__(config, server_state, {}, asyncio.get_running_loop())
+        self._door = door
+        self._refused = False
+        self._in_headers = False
+        self._header_bytes = 0
+        self._stage_began = time.monotonic()
+        self._stage = "idle"
+
+    # what the parser calls
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._stage_began = time.monotonic()
+        if self._stage == "idle":
+            self._stage, self._header_bytes, self._in_headers = "headers", 0, True
+        if self._in_headers:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > self._door.settings.max_header_bytes:
+            self._refuse(431, f"request line and headers exceed {self._door.settings.max_header_bytes} bytes")
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._stage, self._header_bytes, self._in_headers = "headers", 0, True
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._stage = "body"
+        # a body in the same read counted too; what matters is what the headers themselves take
+        taken = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if taken > self._door.settings.max_header_bytes or len(self.headers) > _MAX_HEADERS:
+            limit = f"{self._door.settings.max_header_bytes} bytes or {_MAX_HEADERS} headers"
+            self._refuse(431, f"request line and headers exceed {limit}")
+            return
+        declared, hosts = 0, 0
+        for name, value in self.headers:
+            if name == b"content-length":
+                declared = int(value)
+            elif name == b"host":
+                hosts += 1
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            self._refuse(400, "a request needs exactly one Host header")
+            return
+        route, path = self._prediction_route()
+        if route is None:
+            self._to_application(declared)
+        else:
+            self._begin(route, path, declared)
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        cycle = cast("_Cycle | RequestResponseCycle", self.cycle)
+        if isinstance(cycle, RequestResponseCycle):
+            super().on_body(body)
+            return
+        cycle.size += len(body)
+        if cycle.size > self._door.settings.max_body_bytes:
+            self._too_large(cycle.route)
+        else:
+            cycle.body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._stage, self._in_headers = "idle", False
+        if self._refused:
+            return
+        cycle = cast("_Cycle | RequestResponseCycle", self.cycle)
+        if isinstance(cycle, RequestResponseCycle):
+            super().on_message_complete()
+            return
+        cycle.complete = True
+        if cycle.turn:
+            self.dispatch(cycle)
+
+    # predictions
+
+    def dispatch(self, cycle: _Cycle) -> None:
+        """Hand one complete request to its protocol; the answer comes back through `_reply`."""
+        body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
+        request = Request(cycle.path, cycle.headers, body, time.monotonic())
+        cycle.body = []
+        self._door.in_flight += 1
+        reply = partial(self._reply, cycle, request)
+        try:
+            cycle.route.handle(request, self._door.router, self._door.settings.request_timeout_s, reply)
+        except PenstockError as error:
+            reply(cycle.route.error(error))
+        except Exception:  # noqa: BLE001  one request's surprise must not reach its connection
+            _log.exception("%s request to %s", cycle.route.protocol, request.endpoint or "an unknown endpoint")
+            reply(cycle.route.error(BackendFailed("internal error of the gateway; see its log")))
+
+    def _reply(self, cycle: _Cycle, request: Request, response: Response) -> None:
+        door = self._door
+        door.in_flight -= 1
+        seconds = time.monotonic() - request.received
+        code = "499" if cycle.disconnected else str(response.status)
+        door.metrics.answered(cycle.route.protocol, request.endpoint, code, seconds)
+        cycle.response_complete = True
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        close = door.draining or not cycle.keep_alive
+        self.transport.write(encode_response(response, close=close))
+        self._stage_began = time.monotonic()
+        if close:
+            self.transport.close()
+        elif self.pipeline:
+            super().on_response_complete()
+        elif self.flow.read_paused:
+            self.flow.resume_reading()
+
+    def _prediction_route(self) -> tuple[PredictionRoute | None, str]:
+        if self.parser.get_method() != b"POST":
+            return None, ""
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        route = match(path)
+        return route, urllib.parse.unquote(path) if "%" in path else path
+
+    def _begin(self, route: PredictionRoute, path: str, declared: int) -> None:
+        if declared > self._door.settings.max_body_bytes:
+            self._too_large(route)
+            return
+        if self.parser.should_upgrade():  # the parser would drop the body
+            self._refuse(400, "protocol upgrades are not offered; send plain HTTP/1.1")
+            return
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = _Cycle(self, route, path, keep_alive=keep_alive)
+        previous, self.cycle = self.cycle, cycle  # type: ignore[assignment]
+        if previous is None or previous.response_complete:
+            cycle.turn = True
+            if self.expect_100_continue:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    # everything else
+
+    def _to_application(self, declared: int) -> None:
+        """Let uvicorn build its own request of what was parsed."""
+        if declared > self._door.settings.max_body_bytes:
+            self._refuse(413, f"body exceeds {self._door.settings.max_body_bytes} bytes")
+            return
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+            self._refuse(400, "the request target is not a valid URL")
+
+    def on_response_complete(self) -> None:
+        """Instead of uvicorn's timer per request: `enforce` looks at every connection now and then."""
+        self._stage_began = time.monotonic()
+        if self._door.draining and not self.transport.is_closing():
+            self.transport.close()
+            return
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _too_large(self, route: PredictionRoute) -> None:
+        limit = self._door.settings.max_body_bytes
+        response = route.error(BodyTooLarge(f"HTTP content length exceeded {limit} bytes."))
+        self._door.metrics.answered(route.protocol, "", str(response.status), 0.0)
+        self._close_with(response)
+
+    def _refuse(self, status: int, text: str) -> None:
+        body = b'{"error":"%b"}' % text.encode()
+        self._close_with(Response(status, [(b"content-type", b"application/json")], body))
+
+    def _close_with(self, response: Response) -> None:
+        """Answer early, then read on for a moment: closing at once would reset what the client has not read yet."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        self.transport.write(encode_response(response, close=True))
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+    # time
+
+    def enforce(self, now: float) -> None:
+        """Close a connection that has been silent for longer than its stage allows."""
+        settings = self._door.settings
+        silent = now - self._stage_began
+        cycle: Any = self.cycle
+        busy = cycle is not None and not cycle.response_complete
+        if self._stage == "headers" and silent > settings.header_timeout_s:
+            self._refuse(408, f"headers did not arrive within {settings.header_timeout_s:g} s")
+        elif self._stage == "body" and silent > settings.body_timeout_s:
+            self._refuse(408, f"no more of the body arrived within {settings.body_timeout_s:g} s")
+        elif self._stage == "idle" and not busy and silent > settings.idle_timeout_s:
+            self.transport.close()
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is being read or answered."""
+        cycle: Any = self.cycle
+        return self._stage == "idle" and (cycle is None or cycle.response_complete)

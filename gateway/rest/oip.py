@@ -1,0 +1,305 @@
+"""Open Inference Protocol v2 over REST, with the binary tensor data extension.
+
+Facts: protocol contract, section 1. Never dispatched on Content-Type: tritonclient's synchronous client sends none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from formats.envelope import Outcome, Prediction, Tensor
+from formats.errors import BackendFailed, InvalidBody, InvalidRequest, PenstockError
+from formats.tensors import DATATYPES, array_of, num_elements
+from gateway.rest.exchange import Reply, Request, Response, request_id
+from gateway.router import Deployment, Router
+from gateway.status import RETRY_AFTER_S, http_status
+from gateway.tensor_protocol import check_inputs, check_outputs, check_parameters, deadline_of, graph_of
+
+__all__ = ["error_response", "infer"]
+
+_HEADER_LENGTH = b"inference-header-content-length"
+_MAX_NESTING = 100
+_FLOATS = frozenset({"FP16", "FP32", "FP64"})
+_INTEGER_RANGES = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
+
+
+def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
+    """`POST /v2/models/{model}[/versions/{version}]/infer`."""
+    parts = request.path.split("/")
+    name, version = parts[3], parts[5] if parts[4] == "versions" else ""
+    deployment = router.deployment(name, version)
+    request.endpoint = deployment.manifest.name
+    header, binary = _split(request)
+    if header is None:
+        header, tensors = {}, [_raw_input(deployment, binary)]
+    else:
+        tensors = _inputs(header, binary)
+    graph = graph_of(deployment)
+    check_inputs(graph, tensors)
+    parameters = _parameters(header, "the request")
+    wanted, as_binary = _wanted(header, parameters, default=not header)
+    identifier = _string(header, "id")
+    prediction = Prediction(
+        model=deployment.manifest.name,
+        version=deployment.manifest.version,
+        mode=deployment.mode,
+        tensors=tuple(tensors),
+        outputs=check_outputs(graph, wanted),
+        deadline=deadline_of(request.received, timeout_s, parameters.get("timeout")),
+        request_id=identifier or request_id(request),
+        traceparent=request.header(b"traceparent"),
+    )
+
+    def deliver(outcome: Outcome) -> None:
+        try:
+            reply(_answer(name, deployment, identifier, outcome, as_binary))
+        except PenstockError as error:
+            reply(error_response(error))
+
+    deployment.submit(prediction, deliver)
+
+
+def error_response(error: PenstockError) -> Response:
+    """`{"error": text}`: exactly this key, or tritonclient fails while it decodes the failure (section 1.4)."""
+    status = http_status(error)
+    headers = [(b"content-type", b"application/json")]
+    if status == 503:
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+    return Response(status, headers, orjson.dumps({"error": str(error)}))
+
+
+def _split(request: Request) -> tuple[dict[str, Any] | None, memoryview]:
+    """The JSON part and the tensors behind it; no JSON at all for a raw binary request."""
+    body = memoryview(request.body)
+    text = request.header(_HEADER_LENGTH)
+    if not text:
+        return _load_json(request.body), body[len(body) :]
+    if not text.isascii() or not text.isdecimal() or int(text) > len(body):
+        raise InvalidBody(f"Inference-Header-Content-Length {text!r} must be a number from 0 to {len(body)}")
+    length = int(text)
+    return (_load_json(request.body[:length]) if length else None), body[length:]
+
+
+def _load_json(text: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except ValueError as error:
+        value = _load_non_finite(text, error)
+    if not isinstance(value, dict):
+        raise InvalidBody(f"the request must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _load_non_finite(text: bytes, error: ValueError) -> Any:
+    """Once more for the bare tokens NaN and Infinity, which clients write and standard JSON forbids."""
+    failure = InvalidBody(f"the request is not JSON: {error}")
+    if b"NaN" not in text and b"Infinity" not in text:
+        raise failure from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as again:
+        raise failure from again
+
+
+def _raw_input(deployment: Deployment, binary: memoryview) -> Tensor:
+    """A body that is nothing but the tensor of a model with one input (section 1.5), as one row."""
+    inputs = graph_of(deployment).inputs
+    if len(inputs) != 1:
+        raise InvalidBody(f"a raw binary request needs a model with exactly one input; this one has {len(inputs)}")
+    spec = inputs[0]
+    if spec.datatype == "BYTES":
+        return Tensor(spec.name, "BYTES", (1,), struct.pack("<I", len(binary)) + bytes(binary))
+    shape = [1 if axis == 0 and dimension == -1 else dimension for axis, dimension in enumerate(spec.shape)]
+    if shape.count(-1) > 1:
+        raise InvalidBody(f"a raw binary request needs at most one variable dimension; the model takes {spec.shape}")
+    if -1 in shape:
+        known = math.prod(d for d in shape if d != -1) * DATATYPES[spec.datatype].itemsize
+        if not known or len(binary) % known:
+            raise InvalidBody(f"unexpected size {len(binary)} for input '{spec.name}' of shape {spec.shape}")
+        shape[shape.index(-1)] = len(binary) // known
+    return _sized(Tensor(spec.name, spec.datatype, tuple(shape), binary))
+
+
+def _inputs(header: Mapping[str, Any], binary: memoryview) -> list[Tensor]:
+    inputs = header.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidBody("'inputs' must be a list of at least one tensor")
+    tensors, at = [], 0
+    for index, each in enumerate(inputs):
+        if not isinstance(each, dict):
+            raise InvalidBody(f"inputs[{index}] must be an object")
+        size = _parameters(each, f"inputs[{index}]").get("binary_data_size")
+        if size is None:
+            tensors.append(_json_tensor(each, index))
+            continue
+        if type(size) is not int or size < 0 or at + size > len(binary):
+            raise InvalidBody(f"inputs[{index}]: unexpected size {size} for input; {len(binary) - at} bytes are left")
+        if "data" in each:
+            raise InvalidBody(f"inputs[{index}] has both 'data' and 'binary_data_size'")
+        tensors.append(_sized(Tensor(*_described(each, index), binary[at : at + size])))
+        at += size
+    if at != len(binary):
+        raise InvalidBody(f"unexpected additional input data: {len(binary) - at} bytes behind the last input")
+    return tensors
+
+
+def _described(tensor: Mapping[str, Any], index: int) -> tuple[str, str, tuple[int, ...]]:
+    name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
+    if not isinstance(name, str) or not name:
+        raise InvalidBody(f"inputs[{index}].name must be a string, got {name!r}")
+    if datatype not in DATATYPES:
+        raise InvalidBody(f"input '{name}': datatype {datatype!r} is none of {', '.join(DATATYPES)}")
+    if not isinstance(shape, list):
+        raise InvalidBody(f"input '{name}': shape must be a list of integers, got {shape!r}")
+    num_elements(name, shape)
+    return name, datatype, tuple(shape)
+
+
+def _sized(tensor: Tensor) -> Tensor:
+    """Reject a tensor whose bytes are not exactly its elements."""
+    array_of(tensor)
+    return tensor
+
+
+def _json_tensor(tensor: Mapping[str, Any], index: int) -> Tensor:
+    name, datatype, shape = _described(tensor, index)
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        raise InvalidBody(f"input '{name}': data must be a list, or parameters.binary_data_size be given")
+    count = num_elements(name, shape)
+    if datatype == "BYTES":
+        elements = [_text(name, value).encode() for value in _flatten(name, data)]
+        raw = b"".join(struct.pack("<I", len(element)) + element for element in elements)
+        return _counted(Tensor(name, datatype, shape, raw), len(elements), count)
+    array = _numbers(name, datatype, data)
+    return _counted(Tensor(name, datatype, shape, array.tobytes()), array.size, count)
+
+
+def _counted(tensor: Tensor, found: int, count: int) -> Tensor:
+    if found != count:
+        raise InvalidBody(f"input '{tensor.name}': {found} elements in data, shape {list(tensor.shape)} has {count}")
+    return tensor
+
+
+def _numbers(name: str, datatype: str, data: list[Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Nested or flat JSON numbers as an array of the declared type; nothing is truncated silently."""
+    flat: list[Any] = data
+    if any(isinstance(value, list) for value in data):
+        flat = list(_flatten(name, data))
+    kinds = set(map(type, flat))
+    dtype = DATATYPES[datatype]
+    if datatype == "BOOL":
+        if not kinds <= {bool} and not all(value in (0, 1) for value in flat):
+            raise InvalidBody(f"input '{name}': BOOL data must be true or false")
+        return np.array(flat, dtype)
+    if datatype in _FLOATS:
+        if not kinds <= {int, float}:
+            raise InvalidBody(f"input '{name}': {datatype} data must be numbers, found {_names(kinds - {int, float})}")
+        with np.errstate(over="ignore"):
+            return np.array(flat, np.float64).astype(dtype)
+    if not kinds <= {int}:
+        raise InvalidBody(f"input '{name}': {datatype} data must be integers, found {_names(kinds - {int})}")
+    limits = _INTEGER_RANGES[datatype]
+    if flat and (min(flat) < limits.min or max(flat) > limits.max):
+        worst = min(flat) if min(flat) < limits.min else max(flat)
+        raise InvalidBody(f"input '{name}': {worst} is outside {datatype} ({limits.min} to {limits.max})")
+    return np.array(flat, dtype)
+
+
+def _flatten(name: str, data: list[Any], depth: int = 1) -> Iterable[Any]:
+    if depth > _MAX_NESTING:
+        raise InvalidBody(f"input '{name}': data is nested more than {_MAX_NESTING} deep")
+    for value in data:
+        if isinstance(value, list):
+            yield from _flatten(name, value, depth + 1)
+        else:
+            yield value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidBody(f"input '{name}': BYTES data must be strings, found {type(value).__name__}")
+    return value
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return ", ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
+
+
+def _parameters(owner: Mapping[str, Any], label: str) -> dict[str, Any]:
+    parameters = owner.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidBody(f"parameters of {label} must be an object")
+    for name, value in parameters.items():
+        if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidBody(f"parameter '{name}' of {label} must be a string, a finite number or a boolean")
+    check_parameters(list(parameters))
+    return parameters
+
+
+def _wanted(
+    header: Mapping[str, Any], parameters: Mapping[str, Any], *, default: bool
+) -> tuple[list[str], dict[str, bool]]:
+    """Names of the outputs asked for (none for all), and which go out as binary; key '' holds the default."""
+    outputs = header.get("outputs") or []
+    if not isinstance(outputs, list):
+        raise InvalidBody("'outputs' must be a list")
+    names, as_binary = [], {"": bool(parameters.get("binary_data_output", default))}
+    for index, output in enumerate(outputs):
+        if not isinstance(output, dict) or not isinstance(output.get("name"), str):
+            raise InvalidBody(f"outputs[{index}] must be an object with a name")
+        own = _parameters(output, f"outputs[{index}]")
+        if own.get("classification"):
+            raise InvalidRequest(f"outputs[{index}]: the classification extension is not offered")
+        names.append(output["name"])
+        if "binary_data" in own:
+            as_binary[output["name"]] = bool(own["binary_data"])
+    return names, as_binary
+
+
+def _string(owner: Mapping[str, Any], name: str) -> str:
+    value = owner.get(name, "")
+    if not isinstance(value, str):
+        raise InvalidBody(f"'{name}' must be a string, got {value!r}")
+    return value
+
+
+def _answer(
+    name: str, deployment: Deployment, identifier: str, outcome: Outcome, as_binary: Mapping[str, bool]
+) -> Response:
+    if not outcome.ok:
+        return error_response(outcome.error())
+    outputs, binary = [], []
+    for tensor in outcome.tensors or ():
+        described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if as_binary.get(tensor.name, as_binary[""]):
+            described["parameters"] = {"binary_data_size": len(tensor.data)}
+            binary.append(tensor.data)
+        else:
+            described["data"] = _json_data(tensor)
+        outputs.append(described)
+    answer = {"model_name": name, "model_version": deployment.manifest.version, "outputs": outputs}
+    if identifier:
+        answer["id"] = identifier
+    text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not binary:
+        return Response(200, [(b"content-type", b"application/json")], text)
+    headers = [(b"content-type", b"application/octet-stream"), (_HEADER_LENGTH, b"%d" % len(text))]
+    return Response(200, headers, b"".join((text, *binary)))
+
+
+def _json_data(tensor: Tensor) -> Any:
+    array = array_of(tensor)
+    if tensor.datatype in _FLOATS and not np.isfinite(array).all():
+        raise BackendFailed("output contains non-finite values; request binary_data")
+    if tensor.datatype == "BYTES":
+        return [element.decode("utf-8", "replace") for element in array.ravel()]
+    flat = array.ravel()
+    return flat.astype(np.float32) if tensor.datatype == "FP16" else flat

@@ -1,0 +1,70 @@
+"""The prediction routes: one table for the fast path, the ASGI fallback and the API description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from formats.errors import PenstockError
+from gateway.rest import oip, sagemaker, torchserve
+from gateway.rest.exchange import Reply, Request, Response
+from gateway.router import Router
+
+__all__ = ["ROUTES", "PredictionRoute", "match"]
+
+
+class PredictionRoute(NamedTuple):
+    protocol: str
+    """Label in the metrics."""
+    paths: tuple[str, ...]
+    """As OpenAPI writes them."""
+    summary: str
+    handle: Callable[[Request, Router, float, Reply], None]
+    """Request, router, seconds it may take, and where the one answer goes. Raises `PenstockError` before it queues."""
+    error: Callable[[PenstockError], Response]
+
+
+_RUNTIME = PredictionRoute(
+    "sagemaker",
+    ("/endpoints/{endpoint}/invocations",),
+    "SageMaker runtime: InvokeEndpoint",
+    sagemaker.runtime_invocations,
+    sagemaker.runtime_error,
+)
+_CONTAINER = PredictionRoute(
+    "container",
+    ("/invocations",),
+    "SageMaker hosting container: the default endpoint",
+    sagemaker.invocations,
+    sagemaker.container_error,
+)
+_TORCHSERVE = PredictionRoute(
+    "torchserve",
+    ("/predictions/{model}", "/predictions/{model}/{version}"),
+    "TorchServe inference API",
+    torchserve.predictions,
+    torchserve.error_response,
+)
+_OIP = PredictionRoute(
+    "oip",
+    ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"),
+    "Open Inference Protocol v2, with the binary tensor extension",
+    oip.infer,
+    oip.error_response,
+)
+ROUTES = (_RUNTIME, _CONTAINER, _TORCHSERVE, _OIP)
+
+
+def match(path: str) -> PredictionRoute | None:
+    """The prediction route of a path (without its query), or None: by hand, since a regular expression costs more."""
+    parts = path.split("/")
+    match parts:
+        case ["", "v2", "models", _, "infer"] | ["", "v2", "models", _, "versions", _, "infer"]:
+            return _OIP
+        case ["", "endpoints", _, "invocations"]:
+            return _RUNTIME
+        case ["", "predictions", _] | ["", "predictions", _, _]:
+            return _TORCHSERVE
+        case ["", "invocations"]:
+            return _CONTAINER
+    return None

@@ -1,0 +1,241 @@
+"""The life of a gateway process: open the doors, load the models, watch, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.admin import build_admin
+from gateway.backends.backend import find_backend
+from gateway.catalog import Catalog
+from gateway.grpc.server import GrpcFront
+from gateway.grpc.service import Predictor
+from gateway.metrics import Metrics
+from gateway.pool import Pool
+from gateway.readiness import Readiness
+from gateway.rest.app import build_app
+from gateway.rest.front_door import Door, FrontDoor
+from gateway.settings import PoolSettings, Settings
+
+__all__ = ["Gateway"]
+
+_log = logging.getLogger("penstock.gateway")
+
+_TICK_S = 0.1
+_HEALTH_S = 1.0
+
+
+def default_pools() -> dict[str, PoolSettings]:
+    """`cpu`, and `gpu` where the machine has one."""
+    pools = {"cpu": PoolSettings(device="cpu")}
+    num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if num_gpus:
+        pools["gpu"] = PoolSettings(device="gpu", workers=num_gpus)
+    return pools
+
+
+class Gateway:
+    """One process. `start`, then wait for a signal or call `drain`, then `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.http_port = self.grpc_port = self.admin_port = 0
+        self._run_dir = Path(settings.run_dir or tempfile.mkdtemp(prefix="penstock-"))
+        self._metrics = Metrics()
+        self._pools = {name: self._build_pool(name, pool) for name, pool in (settings.pools or default_pools()).items()}
+        self.catalog = Catalog(settings, self._pools, self._metrics, time.monotonic)
+        self.readiness = Readiness(self.catalog, self._pools)
+        self._door = Door(settings, self.catalog.router, self._metrics)
+        self._predictor = Predictor(settings, self.catalog.router, self._metrics)
+        self._grpc = GrpcFront(settings, self._predictor, self.readiness)
+        self._state = ServerState()
+        self._servers: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listen, start the pools, and begin to load models. Returns when the pools are up, before models are.
+
+        Raises:
+            OSError: a port is taken; the text says which.
+            BackendUnavailable: a pool could not start.
+        """
+        settings = self.settings
+        try:
+            public = build_app(settings, self.catalog.router, self.readiness)
+            admin = build_admin(self.catalog, self._pools, self._metrics, self.readiness)
+            self.http_port = await self._listen(self._public_protocol(public), settings.host, settings.http_port)
+            self.admin_port = await self._listen(_plain_protocol(admin), settings.admin_host, settings.admin_port)
+            self.grpc_port = await self._grpc.start(settings.host, settings.grpc_port)
+            await asyncio.gather(*(self._start_pool(pool) for pool in self._pools.values()))
+            await self.catalog.refresh()
+        except BaseException:
+            await self.stop()
+            raise
+        self.readiness.started = True
+        self._tasks = [
+            asyncio.create_task(self.catalog.watch(), name="store"),
+            asyncio.create_task(self._tick(), name="tick"),
+            asyncio.create_task(self._watch_health(), name="health"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_report)
+
+    async def run(self, on_started: Callable[[Gateway], None] | None = None) -> None:
+        """Start, serve until SIGTERM or SIGINT, drain, stop. A second signal ends the drain at once."""
+        loop = asyncio.get_running_loop()
+        stop, hurry = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _signalled, stop, hurry)
+        starting = asyncio.create_task(self.start())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return
+        await starting
+        if on_started is not None:
+            on_started(self)
+        await stop.wait()
+        draining = asyncio.create_task(self.drain())
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        await self.stop()
+
+    async def drain(self) -> None:
+        """Take no new connections, answer what was accepted, say goodbye to clients as they ask.
+
+        An idle connection stays open for a moment: a request may be on its way on it already.
+        """
+        settings = self.settings
+        give_up = time.monotonic() + settings.drain_timeout_s
+        _log.info("draining: %d predictions in flight", self._in_flight)
+        self.readiness.draining = self._door.draining = True
+        await self._grpc.refresh_health()
+        for server in self._servers[:1]:
+            server.close()
+        linger = time.monotonic() + settings.drain_linger_s
+        stopping = asyncio.create_task(self._stop_grpc(settings.drain_linger_s, settings.drain_timeout_s))
+        while time.monotonic() < give_up:
+            connections: Any = list(self._state.connections)
+            if time.monotonic() > linger:
+                for connection in connections:
+                    if isinstance(connection, FrontDoor) and connection.quiet:
+                        connection.transport.close()
+                if not self._in_flight and not connections and stopping.done():
+                    break
+            await asyncio.sleep(0.02)
+        if self._in_flight:
+            _log.warning("drain limit of %g s reached with %d in flight", settings.drain_timeout_s, self._in_flight)
+        stopping.cancel()
+
+    async def stop(self) -> None:
+        """Close everything that `start` opened, whatever state it is in."""
+        self.readiness.draining = self._door.draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for server in self._servers:
+            server.close()
+        connections: Any = list(self._state.connections)
+        for connection in connections:
+            connection.transport.close()
+        await self._grpc.stop(0)
+        await asyncio.gather(*(pool.backend.close() for pool in self._pools.values()), return_exceptions=True)
+        if self.settings.run_dir is None:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+
+    @property
+    def _in_flight(self) -> int:
+        return self._door.in_flight + self._predictor.in_flight
+
+    def _build_pool(self, name: str, settings: PoolSettings) -> Pool:
+        run_dir = self._run_dir / name
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        factory = find_backend(settings.backend)
+        return Pool(
+            name, settings, factory(name, settings, run_dir, partial(self._metrics.event, name)), time.monotonic
+        )
+
+    async def _start_pool(self, pool: Pool) -> None:
+        await pool.backend.start()
+        pool.healthy = await pool.backend.healthy()
+        text = "pool %s: backend %s on %s, %d batches at once"
+        _log.info(text, pool.name, pool.settings.backend, pool.settings.device, pool.backend.capacity)
+
+    async def _stop_grpc(self, linger_s: float, grace_s: float) -> None:
+        await asyncio.sleep(linger_s)  # health watchers move on before the port closes
+        await self._grpc.stop(grace_s)
+
+    def _public_protocol(self, app: Any) -> Callable[[], asyncio.Protocol]:
+        config = _uvicorn_config(app)
+        return lambda: FrontDoor(config, self._state, self._door)
+
+    async def _listen(self, protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(protocol, host, port, backlog=2048)
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        self._servers.append(server)
+        bound: int = server.sockets[0].getsockname()[1]
+        return bound
+
+    async def _tick(self) -> None:
+        """Time-outs of queues, of running batches and of connections; and slots that a restarted worker gave back."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.catalog.expire()
+            for pool in self._pools.values():
+                pool.expire()
+                pool.pump()
+            now = time.monotonic()
+            connections: Any = list(self._state.connections)
+            for connection in connections:
+                if isinstance(connection, FrontDoor):
+                    connection.enforce(now)
+
+    async def _watch_health(self) -> None:
+        while True:
+            for pool in self._pools.values():
+                healthy = await pool.backend.healthy()
+                if healthy != pool.healthy:
+                    _log.warning("pool %s is %s", pool.name, "healthy again" if healthy else "not healthy")
+                pool.healthy = healthy
+            await self._grpc.refresh_health()
+            await asyncio.sleep(_HEALTH_S)
+
+
+def _uvicorn_config(app: Any) -> uvicorn.Config:
+    config = uvicorn.Config(app, access_log=False, log_config=None, ws="none", lifespan="off", server_header=False)
+    config.load()
+    return config
+
+
+def _plain_protocol(app: Any) -> Callable[[], asyncio.Protocol]:
+    config, state = _uvicorn_config(app), ServerState()
+    return lambda: HttpToolsProtocol(config, state, {}, asyncio.get_running_loop())
+
+
+def _signalled(stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    (hurry if stop.is_set() else stop).set()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.critical("task %s ended", task.get_name(), exc_info=task.exception())

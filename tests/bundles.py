@@ -140,9 +140,6 @@ def _write_torchscript(path: Path, num_classes: int) -> None:
     import torch  # noqa: PLC0415  slow to import
 
     class Tiny(torch.nn.Module):
-        weight: torch.Tensor
-        bias: torch.Tensor
-
         def __init__(self) -> None:
             super().__init__()
             weight, bias = tiny_weights(num_classes)
@@ -151,7 +148,7 @@ def _write_torchscript(path: Path, num_classes: int) -> None:
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             colour = image.float().mean(dim=[1, 2]) / 255
-            return torch.softmax(colour @ self.weight + self.bias, dim=-1)
+            return torch.softmax(colour @ self.weight + self.bias, dim=-1)  # type: ignore[operator]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, which is what is served

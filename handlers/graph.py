@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ class TorchScriptGraph:
         self._device = torch.device(f"cuda:{runtime.device_index}" if runtime.device == "gpu" else "cpu")
         if runtime.device == "cpu":
             torch.set_num_threads(runtime.threads)
-        self._module = torch.jit.load(str(path), map_location=self._device).eval()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # torch.export has no form that serves without pickles and without the model's Python
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
+            self._module = torch.jit.load(str(path), map_location=self._device).eval()  # type: ignore[no-untyped-call]
         self._inputs = [spec.name for spec in graph.inputs]
         self._outputs = [spec.name for spec in graph.outputs]
 

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from formats.errors import BackendFailed, InvalidBody, NotAcceptable, PenstockEr
 from formats.tensors import array_of, tensor_of
 from handlers.graph import Arrays, Runtime, load_graph
 from model_store.manifest import Mode
+from model_store.signature import check_inputs, check_outputs
 from model_store.store import Bundle
 
 __all__ = ["Answer", "Handler"]
@@ -93,21 +95,28 @@ class Handler(ABC):
             raise InvalidBody(f"mode '{prediction.mode}' is unknown; this model has: {', '.join(self.manifest.modes)}")
         return mode
 
+    def accept_of(self, prediction: Prediction) -> str:
+        """The media type to answer in; raises `NotAcceptable`."""
+        return accepted(prediction.accept, tuple(self.mode_of(prediction).accepts))
+
     def _decode(self, prediction: Prediction) -> Arrays:
         mode = self.mode_of(prediction)
         if prediction.tensors is not None:
+            graph = self.manifest.graphs[mode.graph]
+            check_inputs(graph, prediction.tensors)
+            check_outputs(graph, prediction.outputs)
             return {tensor.name: array_of(tensor) for tensor in prediction.tensors}
         media_type(prediction.content_type, mode.content_types)
-        accepted(prediction.accept, mode.accepts)
+        self.accept_of(prediction)
         return self.decode(prediction)
 
     def _group(self, prediction: Prediction, inputs: Arrays) -> tuple[Any, ...]:
         """Requests of one group may share a run of the graph."""
         graph_name = self.mode_of(prediction).graph
+        if not self.manifest.graphs[graph_name].batched:
+            return (graph_name, id(prediction))
         if prediction.tensors is None:
             return (graph_name, "body")
-        if not self.manifest.graphs[graph_name].batched:
-            return (graph_name, "tensors", id(prediction))
         return (graph_name, "tensors", *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items())))
 
     def _answer(self, items: list[_Item], outcomes: list[Outcome | None]) -> None:
@@ -155,7 +164,8 @@ def media_type(content_type: str, known: Sequence[str]) -> str:
     return bare
 
 
-def accepted(accept: str, known: Sequence[str]) -> str:
+@lru_cache(maxsize=256)  # clients send the same few headers for ever, and the answer asks again
+def accepted(accept: str, known: tuple[str, ...]) -> str:
     """The media type to answer in: the first of `known` when the client has no wish (RFC 9110, quality values).
 
     Raises:
@@ -164,8 +174,9 @@ def accepted(accept: str, known: Sequence[str]) -> str:
     if not accept.strip():
         return known[0]
     wishes = sorted(_wishes(accept), key=lambda wish: -wish[1])
+    unwanted = {kind for kind, quality in wishes if not quality > 0}
     for wish, quality in wishes:
-        matching = [k for k in known if _matches(wish, k)]
+        matching = [k for k in known if _matches(wish, k) and (k == wish or k not in unwanted)]
         if matching and quality > 0:
             return matching[0]
     raise NotAcceptable(f"Accept {accept} cannot be satisfied; possible: {', '.join(known)}")

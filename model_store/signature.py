@@ -1,0 +1,56 @@
+"""Tensors held against a graph's signature, wherever they come in: at the front door and in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from formats.envelope import Tensor
+from formats.errors import InvalidBody
+from formats.tensors import num_elements
+from model_store.manifest import Graph, TensorSpec
+
+__all__ = ["check_inputs", "check_outputs"]
+
+
+def check_inputs(graph: Graph, tensors: Sequence[Tensor]) -> None:
+    """Hold the sent tensors against the graph's signature, before they meet anybody else's in a batch.
+
+    Raises:
+        InvalidBody: names the input, what was sent, and what was expected.
+    """
+    sent = [tensor.name for tensor in tensors]
+    if len(set(sent)) != len(sent):
+        raise InvalidBody(f"inputs {sent} hold a name twice")
+    specs = {spec.name: spec for spec in graph.inputs}
+    for tensor in tensors:
+        spec = specs.pop(tensor.name, None)
+        if spec is None:
+            known = ", ".join(each.name for each in graph.inputs)
+            raise InvalidBody(f"unexpected inference input '{tensor.name}'; the model takes: {known}")
+        _check_input(spec, tensor)
+    if specs:
+        raise InvalidBody(f"expected {len(graph.inputs)} inputs but got {len(sent)}; missing: {', '.join(specs)}")
+    if graph.batched:
+        rows = {tensor.name: tensor.shape[0] for tensor in tensors}
+        if len(set(rows.values())) != 1 or 0 in rows.values():
+            raise InvalidBody(f"inputs must share one batch size of at least 1; got {rows}")
+
+
+def check_outputs(graph: Graph, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Raises `InvalidBody` for an output that the graph does not have."""
+    known = [spec.name for spec in graph.outputs]
+    for name in wanted:
+        if name not in known:
+            raise InvalidBody(f"unexpected inference output '{name}'; the model gives: {', '.join(known)}")
+    return tuple(wanted)
+
+
+def _check_input(spec: TensorSpec, tensor: Tensor) -> None:
+    if tensor.datatype != spec.datatype:
+        raise InvalidBody(f"input '{tensor.name}': datatype {tensor.datatype}, the model takes {spec.datatype}")
+    num_elements(tensor.name, tensor.shape)
+    fits = len(tensor.shape) == len(spec.shape) and all(
+        expected in (-1, actual) for expected, actual in zip(spec.shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidBody(f"input '{tensor.name}': shape {list(tensor.shape)}, the model takes {spec.shape}")

@@ -111,19 +111,23 @@ def serve(
 ) -> None:
     """Serve the store until Ctrl-C or SIGTERM, which drain and end with status 0."""
     import asyncio  # noqa: PLC0415
+    import os  # noqa: PLC0415
+
+    # workers are started by fork and exec: gRPC's fork handlers have nothing to do but to warn
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     import uvloop  # noqa: PLC0415
 
     from formats.errors import PenstockError  # noqa: PLC0415
     from gateway.logs import configure_logs  # noqa: PLC0415
-    from gateway.server import Gateway  # noqa: PLC0415
+    from gateway.server import run  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
 
     try:
         settings = read_settings(config, store=store)
         configure_logs(settings.log_format)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Gateway(settings).run(_announce))
+            runner.run(run(settings, _announce))
     except (PenstockError, OSError, ValueError) as error:
         _fail(str(error))
 

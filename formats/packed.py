@@ -16,7 +16,6 @@ from formats.envelope import Outcome, Prediction, Tensor
 __all__ = ["pack_outcomes", "pack_predictions", "unpack_outcomes", "unpack_predictions"]
 
 _VERSION = 1
-_MAX_BYTES = 2**31 - 1
 
 
 def pack_predictions(batch: Sequence[Prediction]) -> bytes:
@@ -76,7 +75,7 @@ def _packb(value: object) -> bytes:
 
 def _unpackb(message: bytes) -> list[Any]:
     try:
-        version, items = msgpack.unpackb(message, raw=False, max_buffer_size=_MAX_BYTES)
+        version, items = msgpack.unpackb(message)
     except Exception as error:
         raise ValueError(f"not a packed batch ({len(message)} bytes): {error}") from error
     if version != _VERSION:

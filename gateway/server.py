@@ -30,7 +30,7 @@ from gateway.rest.app import build_app
 from gateway.rest.front_door import Door, FrontDoor
 from gateway.settings import PoolSettings, Settings
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "run"]
 
 _log = logging.getLogger("penstock.gateway")
 
@@ -47,8 +47,13 @@ def default_pools() -> dict[str, PoolSettings]:
     return pools
 
 
+async def run(settings: Settings, on_started: Callable[[Gateway], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, drain, stop."""
+    await Gateway(settings).run(on_started)
+
+
 class Gateway:
-    """One process. `start`, then wait for a signal or call `drain`, then `stop`."""
+    """One process, made inside its event loop. `start`, wait for a signal or call `drain`, then `stop`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

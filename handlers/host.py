@@ -50,7 +50,8 @@ class Host:
             return _failed(call, slot, error)
         except Exception as error:  # noqa: BLE001  a worker lives on: the gateway is told, the log has the trace
             _log.exception("frame of kind %d failed", kind)
-            return _failed(call, slot, BackendFailed(f"{type(error).__name__}: {error}"))
+            text = f"{type(error).__name__}: {error}" if kind == Kind.LOAD else "the worker failed; see its log"
+            return _failed(call, slot, BackendFailed(text))
         return encode_frame(Kind.DONE, call, slot)
 
     def _run(self, slot: int, payload: bytes) -> bytes:

@@ -63,7 +63,7 @@ class RawRecord(NamedTuple):
     payload: bytes
 
 
-class _BadRecord(Exception):
+class BadRecord(Exception):
     """Damage found at `offset`; becomes an InvalidBody, or a skipped record."""
 
     def __init__(self, offset: int, fault: str) -> None:
@@ -107,15 +107,15 @@ def read_records(
     Raises:
         InvalidBody: damage, or no record at all in a whole file.
     """
-    window = _Window(stream, start, stop)
+    window = Window(stream, start, stop)
     number = 0
     whole = start == 0 and stop is None
     while True:
         try:
-            for offset, payload in _frames(window, max_record):
+            for offset, payload in frames(window, max_record):
                 yield RawRecord(number, offset, payload)
                 number += 1
-        except _BadRecord as bad:
+        except BadRecord as bad:
             if not skip_bad:
                 raise InvalidBody(f"{name}: record {number} at byte {bad.offset}: {bad}") from None
             if on_bad is not None:
@@ -129,7 +129,7 @@ def read_records(
         raise InvalidBody(f"{name}: no records (0 bytes)")
 
 
-class _Window:
+class Window:
     """The bytes from `offset` on that have been read and not consumed."""
 
     def __init__(self, stream: BinaryIO, start: int, stop: int | None) -> None:
@@ -191,7 +191,7 @@ def _find_head(data: bytes, at: int, base: int) -> int | None:
     return None
 
 
-def _frames(window: _Window, max_record: int) -> Iterator[tuple[int, bytes]]:
+def frames(window: Window, max_record: int) -> Iterator[tuple[int, bytes]]:
     """(offset, payload) of each logical record until the end of the stream."""
     unpack = _HEAD.unpack_from
     while True:
@@ -209,13 +209,13 @@ def _frames(window: _Window, max_record: int) -> Iterator[tuple[int, bytes]]:
             window.at = end
             yield base + at, payload
             at = end
-        record = _one_record(window, max_record)
+        record = next_record(window, max_record)
         if record is None:
             return
         yield record
 
 
-def _one_record(window: _Window, max_record: int) -> tuple[int, bytes] | None:
+def next_record(window: Window, max_record: int) -> tuple[int, bytes] | None:
     """The record at the window's position, whatever its flag; None at the end of the stream."""
     parts: list[bytes] = []
     first, total = window.offset, 0
@@ -225,22 +225,22 @@ def _one_record(window: _Window, max_record: int) -> tuple[int, bytes] | None:
             if window.available == 0 and not parts:
                 return None
             what = f"ends inside a record of several parts, begun at byte {first}" if parts else "truncated header"
-            raise _BadRecord(first, f"{what}: {window.available} bytes left")
+            raise BadRecord(first, f"{what}: {window.available} bytes left")
         magic, word = _HEAD.unpack_from(window.data, window.at)
         flag, length = word >> 29, word & MAX_RECORD
         if magic != _MAGIC:
             head = window.data[window.at : window.at + 64]
-            raise _BadRecord(offset, f"not RecordIO, or lost alignment: found {head[:4].hex(' ')}, {describe(head)}")
+            raise BadRecord(offset, f"not RecordIO, or lost alignment: found {head[:4].hex(' ')}, {describe(head)}")
         if flag > 3:
-            raise _BadRecord(offset, f"corrupt: flag {flag}, expected 0 to 3")
+            raise BadRecord(offset, f"corrupt: flag {flag}, expected 0 to 3")
         if (flag in (0, 1)) == bool(parts):
-            raise _BadRecord(offset, f"corrupt sequence: flag {flag} {'inside' if parts else 'outside'} a split record")
+            raise BadRecord(offset, f"corrupt sequence: flag {flag} {'inside' if parts else 'outside'} a split record")
         total += length + 4 * bool(parts)
         if total > max_record:
-            raise _BadRecord(first, f"record of {total} bytes or more; at most {max_record} are accepted")
+            raise BadRecord(first, f"record of {total} bytes or more; at most {max_record} are accepted")
         padded = length + 3 & ~3
         if not window.fill(8 + padded):
-            raise _BadRecord(
+            raise BadRecord(
                 offset,
                 f"truncated: {length} bytes of payload with padding to {padded}, {window.available - 8} are there",
             )
@@ -251,7 +251,7 @@ def _one_record(window: _Window, max_record: int) -> tuple[int, bytes] | None:
             return first, MAGIC.join(parts)
 
 
-def _warn_padding(window: _Window, offset: int) -> None:
+def _warn_padding(window: Window, offset: int) -> None:
     window.warned = True
     _log.warning("record at byte %d: padding is not zero; tolerated, told once per file", offset)
 
@@ -368,5 +368,5 @@ def _head_from(stream: BinaryIO, offset: int, size: int) -> int:
     if offset in (0, size):
         return offset
     stream.seek(offset)
-    window = _Window(stream, offset, size)
+    window = Window(stream, offset, size)
     return window.offset if window.seek_head(offset) else size

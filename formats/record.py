@@ -1,0 +1,266 @@
+"""The protobuf `Record` of `application/x-recordio-protobuf`: named tensors, their labels, and a little text.
+
+Messages come from `formats/protos/record.proto`, compiled into a descriptor pool of its own, so that another copy of
+the same messages in the process (the SageMaker SDK's) does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from formats.errors import InvalidBody
+from formats.protos import record_pb2
+from formats.recordio import MAX_RECORD, OnBad, decode_records, encode_record, read_records
+
+__all__ = [
+    "BytesValue",
+    "Feature",
+    "Record",
+    "Tensor",
+    "decode",
+    "decode_body",
+    "dense",
+    "encode",
+    "encode_body",
+    "read",
+    "tensor_in",
+    "write",
+]
+
+_TENSOR_KINDS: dict[str, np.dtype[Any]] = {
+    "float32_tensor": np.dtype("<f4"),
+    "float64_tensor": np.dtype("<f8"),
+    "int32_tensor": np.dtype("<i4"),
+}
+_KIND_OF = {dtype: kind for kind, dtype in _TENSOR_KINDS.items()}
+# above this many numbers, serialising the field and viewing its bytes beats visiting each number: measured at 784
+# floats 2 us against 20 us
+_BULK = 64
+MAX_DENSE = 1 << 26
+"""Largest number of elements that `dense` allocates for a sparse tensor: its shape is a claim, not data."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    values: NDArray[Any]
+    """(N,) float32, float64 or int32."""
+    keys: NDArray[np.uint64] | None = None
+    """(N,) flat row-major indices of a sparse tensor; None when dense."""
+    shape: tuple[int, ...] = ()
+    """Empty when the file does not say; always there when sparse."""
+
+
+@dataclass(frozen=True, slots=True)
+class BytesValue:
+    values: tuple[bytes, ...]
+    content_type: str | None = None
+
+
+Feature = Tensor | BytesValue
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    label: Mapping[str, Feature] = field(default_factory=dict)
+    uid: str | None = None
+    metadata: str | None = None
+    configuration: str | None = None
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def decode(payload: bytes) -> Record:
+    """One record from its unframed bytes.
+
+    Raises:
+        InvalidBody: not a record, or a tensor whose keys, values and shape do not fit each other.
+    """
+    message = record_pb2.Record()
+    try:
+        message.ParseFromString(payload)
+        # the maps are only decoded when touched: a key that is not UTF-8 shows here
+        features = {name: _feature(name, value) for name, value in message.features.items()}
+        label = {name: _feature(name, value) for name, value in message.label.items()}
+        texts = [_text(message, name) for name in ("uid", "metadata", "configuration")]
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise InvalidBody(f"not a valid Record: {error}") from error
+    return Record(features, label, *texts)
+
+
+def decode_body(data: bytes) -> list[Record]:
+    """The records of a request body.
+
+    Raises:
+        InvalidBody: names the record's number.
+    """
+    records = []
+    for number, payload in enumerate(decode_records(data)):
+        try:
+            records.append(decode(payload))
+        except InvalidBody as error:
+            raise InvalidBody(f"record {number}: {error}") from error
+    return records
+
+
+def read(
+    stream: BinaryIO,
+    name: str = "stream",
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    max_record: int = MAX_RECORD,
+    skip_bad: bool = False,
+    on_bad: OnBad | None = None,
+) -> Iterator[Record]:
+    """Yield the records of a stream; arguments as in `formats.recordio.read_records`.
+
+    Raises:
+        InvalidBody: `record N at byte B: ...`.
+    """
+    for raw in read_records(
+        stream, name, start=start, stop=stop, max_record=max_record, skip_bad=skip_bad, on_bad=on_bad
+    ):
+        try:
+            yield decode(raw.payload)
+        except InvalidBody as error:
+            if not skip_bad:
+                raise InvalidBody(f"{name}: record {raw.number} at byte {raw.offset}: {error}") from error
+            if on_bad is not None:
+                on_bad(raw.number, raw.offset, str(error))
+
+
+def tensor_in(features: Mapping[str, Feature], name: str, where: str = "features") -> Tensor:
+    """The named tensor of a record's features or labels.
+
+    Raises:
+        InvalidBody: absent, with the names that are there; or bytes instead of numbers.
+    """
+    found = features.get(name)
+    if found is None:
+        present = ", ".join(f"'{key}'" for key in sorted(features)) or "none"
+        raise InvalidBody(f"{where} lack '{name}'; present: {present}")
+    if isinstance(found, BytesValue):
+        raise InvalidBody(f"{where} '{name}' holds bytes, expected a tensor of numbers")
+    return found
+
+
+def dense(tensor: Tensor, *, max_elements: int = MAX_DENSE) -> NDArray[Any]:
+    """The tensor as an array of its shape, or (N,) where it has none; a sparse one is filled up with zeros.
+
+    Raises:
+        InvalidBody: a sparse shape of more than `max_elements`.
+    """
+    if tensor.keys is None:
+        return tensor.values.reshape(tensor.shape) if tensor.shape else tensor.values
+    size = math.prod(tensor.shape)
+    if size > max_elements:
+        raise InvalidBody(f"sparse shape {list(tensor.shape)} has {size} elements; at most {max_elements} are accepted")
+    array = np.zeros(size, tensor.values.dtype)
+    array[tensor.keys.astype(np.int64)] = tensor.values
+    return array.reshape(tensor.shape)
+
+
+def _text(message: record_pb2.Record, name: Literal["uid", "metadata", "configuration"]) -> str | None:
+    if not message.HasField(name):
+        return None
+    value: str | bytes = getattr(message, name)
+    # protobuf hands out bytes where a proto2 string is not UTF-8
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _feature(name: str, value: Any) -> Feature:
+    kind = value.WhichOneof("value")
+    if kind is None:
+        raise InvalidBody(f"feature '{name}' is empty: it holds neither a tensor nor bytes")
+    message = getattr(value, kind)
+    if kind == "bytes":
+        content_type = message.content_type if message.HasField("content_type") else None
+        if isinstance(content_type, bytes):
+            raise InvalidBody(f"feature '{name}' has a content type that is not UTF-8: {content_type[:40]!r}")
+        return BytesValue(tuple(message.value), content_type)
+    values = _numbers(message, _TENSOR_KINDS[kind])
+    shape = tuple(message.shape)
+    # a row of zeros has neither values nor keys when it is written sparse; only its shape tells it from an empty one
+    sparse = bool(message.keys) or (len(values) == 0 and bool(shape))
+    keys = np.fromiter(message.keys, np.uint64, len(message.keys)) if sparse else None
+    if keys is None:
+        if shape and math.prod(shape) != len(values):
+            raise InvalidBody(f"feature '{name}' has {len(values)} values, its shape {list(shape)} {math.prod(shape)}")
+        return Tensor(values, None, shape)
+    if len(keys) != len(values):
+        raise InvalidBody(f"feature '{name}' has {len(keys)} keys and {len(values)} values")
+    if not shape:
+        raise InvalidBody(f"feature '{name}' is sparse (it has keys) and lacks its shape")
+    if len(keys) and (last := int(keys.max())) >= math.prod(shape):
+        raise InvalidBody(f"feature '{name}' has key {last}, its shape {list(shape)} ends before")
+    return Tensor(values, keys, shape)
+
+
+def _numbers(message: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    values = message.values
+    count = len(values)
+    if count < _BULK or dtype.kind == "i":
+        return np.fromiter(values, dtype, count)
+    # values is field 1, so serialising puts it first: a tag, its length, then the little-endian numbers
+    packed = message.SerializeToString()
+    at = 1
+    while packed[at] & 0x80:
+        at += 1
+    return np.frombuffer(packed, dtype, count, at + 1)
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def encode(record: Record) -> bytes:
+    """The unframed bytes of a record; keys are sorted, so that equal records give equal bytes.
+
+    Raises:
+        ValueError: a tensor of another dtype than float32, float64 or int32.
+    """
+    message = record_pb2.Record(uid=record.uid, metadata=record.metadata, configuration=record.configuration)
+    for target, source in ((message.features, record.features), (message.label, record.label)):
+        for name, feature in source.items():
+            _put(target[name], name, feature)
+    return message.SerializeToString(deterministic=True)
+
+
+def encode_body(records: Iterable[Record]) -> bytes:
+    """Framed records, back to back."""
+    return b"".join(encode_record(encode(record), split=False) for record in records)
+
+
+def write(stream: BinaryIO, records: Iterable[Record]) -> int:
+    """Write framed records and return their number."""
+    count = 0
+    for record in records:
+        stream.write(encode_record(encode(record), split=False))
+        count += 1
+    return count
+
+
+def _put(value: Any, name: str, feature: Feature) -> None:
+    if isinstance(feature, BytesValue):
+        value.bytes.SetInParent()
+        value.bytes.value.extend(feature.values)
+        if feature.content_type is not None:
+            value.bytes.content_type = feature.content_type
+        return
+    kind = _KIND_OF.get(feature.values.dtype.newbyteorder("<"))
+    if kind is None:
+        raise ValueError(f"feature '{name}' has dtype {feature.values.dtype}; a Record holds float32, float64 or int32")
+    tensor = getattr(value, kind)
+    tensor.SetInParent()  # an empty tensor is still a tensor
+    tensor.values.extend(feature.values.ravel().tolist())
+    if feature.keys is not None:
+        tensor.keys.extend(feature.keys.tolist())
+    tensor.shape.extend(feature.shape)

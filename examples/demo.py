@@ -1,0 +1,212 @@
+"""`make run`: from real images to predictions over every protocol, then keep serving.
+
+Each step is a command that a user would type, and is printed; what is done already is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+
+from examples.digits import CLASS_NAMES, write_digits
+from formats.images import decode, resize
+from formats.protos import open_inference_pb2, torchserve_pb2
+from gateway.settings import Settings, read_settings
+
+__all__ = ["main"]
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".run"
+NAME = "digits"
+HYPERPARAMETERS = Path(__file__).with_name("digits.json")
+_START_TIMEOUT_S = 60.0
+
+
+def main(arguments: list[str]) -> int:
+    """Make what is missing, serve, predict; then wait for Ctrl-C unless `--once` is given."""
+    store = Path(os.environ.setdefault("PENSTOCK_STORE", str(WORK / "store")))
+    if not (store / NAME).is_dir():
+        _make_model(store)
+    settings = read_settings()
+    with _foreground(), _serving(settings) as server:
+        _wait_until_ready(settings, server)
+        _show_predictions(settings)
+        if "--once" not in arguments:
+            print("\nServing until Ctrl-C.", flush=True)
+            while server.poll() is None:
+                with contextlib.suppress(KeyboardInterrupt):
+                    server.wait()
+    return server.returncode
+
+
+def _make_model(store: Path) -> None:
+    data, trained, bundle = WORK / "digits", WORK / "trained", WORK / "bundle"
+    if not (data / "validation" / "validation.lst").exists():
+        counts = write_digits(data)
+        print(f"wrote scikit-learn's handwritten digits to {data.relative_to(ROOT)}: {counts}")
+    _penstock(
+        *("train", "image_classification"),
+        *("--channel", f"train={data / 'train'}", "--channel", f"validation={data / 'validation'}"),
+        *("--hyperparameters", str(HYPERPARAMETERS), "--output", str(trained)),
+    )
+    shutil.rmtree(bundle, ignore_errors=True)
+    _penstock("export", str(trained / "model"), "--output", str(bundle))
+    _penstock("publish", str(bundle), "--name", NAME, "--store", str(store))
+
+
+def _penstock(*arguments: str) -> None:
+    print(f"\n$ penstock {shlex.join(arguments)}".replace(f"{ROOT}/", ""), flush=True)
+    subprocess.run([sys.executable, "-m", "penstock", *arguments], check=True, cwd=ROOT)
+
+
+@contextlib.contextmanager
+def _foreground() -> Iterator[None]:
+    """Be the terminal's foreground group, so that Ctrl-C reaches the server and not the `make` that started this."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    terminal = sys.stdin.fileno()
+    before = os.tcgetpgrp(terminal)
+    os.setpgid(0, 0)
+    os.tcsetpgrp(terminal, os.getpgrp())
+    try:
+        yield
+    finally:
+        os.tcsetpgrp(terminal, before)
+
+
+@contextlib.contextmanager
+def _serving(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    print("\n$ penstock serve", flush=True)
+    run_dir = settings.run_dir or WORK / "serve"
+    environment = {**os.environ, "PENSTOCK_RUN_DIR": str(run_dir)}
+    server = subprocess.Popen([sys.executable, "-m", "penstock", "serve"], cwd=ROOT, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    try:
+        yield server
+    finally:
+        if server.poll() is None:
+            server.terminate()
+        while server.poll() is None:
+            with contextlib.suppress(KeyboardInterrupt):
+                server.wait()
+
+
+def _wait_until_ready(settings: Settings, server: subprocess.Popen[bytes]) -> None:
+    give_up = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < give_up:
+        if server.poll() is not None:
+            sys.exit(server.returncode or 1)
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{_http(settings)}/ping", timeout=2):
+            return
+        time.sleep(0.1)
+    sys.exit(f"the gateway was not ready within {_START_TIMEOUT_S:g} s; see its log above")
+
+
+def _show_predictions(settings: Settings) -> None:
+    """One held-out image over each protocol; ends with an error when any answer is another digit."""
+    image = min((WORK / "digits" / "validation" / "seven").glob("*.png"))
+    body = image.read_bytes()
+    print(f"\nA held-out image of a seven ({image.relative_to(ROOT)}), over each protocol:\n")
+    answers = {
+        "SageMaker runtime": _post(settings, f"/endpoints/{NAME}/invocations", body),
+        "SageMaker container": _post(settings, "/invocations", body),
+        "TorchServe REST": _post(settings, f"/predictions/{NAME}", body),
+        "Open Inference Protocol REST": _oip_rest(settings, body),
+        "Open Inference Protocol gRPC": _oip_grpc(settings, body),
+        "TorchServe gRPC": _torchserve_grpc(settings, body),
+    }
+    for protocol, (request, scores) in answers.items():
+        best = int(np.argmax(scores))
+        print(f"{protocol}\n  {request}\n  -> class {best} ({CLASS_NAMES[best]}), probability {scores[best]:.4f}")
+    wrong = [
+        protocol for protocol, (_, scores) in answers.items() if int(np.argmax(scores)) != CLASS_NAMES.index("seven")
+    ]
+    if wrong:
+        sys.exit(f"not a seven, says: {', '.join(wrong)}")
+
+
+Answer = tuple[str, list[float]]
+
+
+def _post(settings: Settings, path: str, body: bytes) -> Answer:
+    url = f"{_http(settings)}{path}"
+    request = urllib.request.Request(url, body, {"Content-Type": "image/png", "Accept": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return f"curl {url} -H 'content-type: image/png' --data-binary @image.png", json.load(answer)
+
+
+def _oip_rest(settings: Settings, body: bytes) -> Answer:
+    pixels = _pixels(settings, body)
+    url = f"{_http(settings)}/v2/models/{NAME}/infer"
+    tensor = {"name": "image", "datatype": "UINT8", "shape": pixels.shape, "data": pixels.ravel().tolist()}
+    request = urllib.request.Request(url, json.dumps({"inputs": [tensor]}).encode())
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return f"POST {url} with the graph's own input: UINT8 {list(pixels.shape)}", json.load(answer)["outputs"][0][
+            "data"
+        ]
+
+
+def _oip_grpc(settings: Settings, body: bytes) -> Answer:
+    pixels = _pixels(settings, body)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": pixels.shape}
+    request = open_inference_pb2.ModelInferRequest(
+        model_name=NAME,
+        inputs=[open_inference_pb2.ModelInferRequest.InferInputTensor(**tensor)],
+        raw_input_contents=[pixels.tobytes()],
+    )
+    answer = _call(
+        settings, "inference.GRPCInferenceService/ModelInfer", request, open_inference_pb2.ModelInferResponse
+    )
+    scores = np.frombuffer(answer.raw_output_contents[0], np.float32).tolist()
+    return "inference.GRPCInferenceService/ModelInfer, raw tensor", scores
+
+
+def _torchserve_grpc(settings: Settings, body: bytes) -> Answer:
+    method = "org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+    request = torchserve_pb2.PredictionsRequest(model_name=NAME, input={"data": body})
+    return method, json.loads(_call(settings, method, request, torchserve_pb2.PredictionResponse).prediction)
+
+
+def _call(settings: Settings, method: str, request: Message, answer_type: type[MessageT]) -> MessageT:
+    with grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+        call: Callable[..., MessageT] = channel.unary_unary(
+            f"/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer_type.FromString,
+        )
+        return call(request, timeout=60)
+
+
+def _pixels(settings: Settings, body: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The image as the graph takes it, (1, H, W, 3) uint8: what the handler does for the other protocols."""
+    with urllib.request.urlopen(f"{_http(settings)}/v2/models/{NAME}", timeout=60) as answer:
+        _, height, width, _ = json.load(answer)["inputs"][0]["shape"]
+    return resize(decode(body), height, width)[np.newaxis]
+
+
+def _http(settings: Settings) -> str:
+    return f"http://127.0.0.1:{settings.http_port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,225 @@
+"""The life of a run: epochs, the best model, checkpoints, early stopping, and an orderly end on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from rich.progress import Progress
+from torch import Tensor
+
+from trainers import checkpoints
+from trainers.early_stopping import EarlyStopping
+from trainers.job import ClientError, Job
+from trainers.progress import EpochLog, log
+
+__all__ = ["Best", "Learner", "Plan", "StopRequested", "run"]
+
+_OBJECTIVE = "accuracy"
+
+
+class StopRequested(BaseException):
+    """SIGTERM has arrived; raised between two batches."""
+
+
+class Learner(Protocol):
+    """What an algorithm plugs in."""
+
+    def train_epoch(self, epoch: int, batch_done: Callable[[int, float], None]) -> dict[str, float]:
+        """One pass; everything random in it follows from (seed, epoch).
+
+        Args:
+            epoch: counted from 0.
+            batch_done: to be called after each batch with its size and the epoch's accuracy so far.
+        """
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Metrics by name; holds `accuracy`, which chooses the best model."""
+        ...
+
+    def model_state(self) -> dict[str, Tensor]: ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next epoch depends on: tensors and plain values."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    name: str
+    """Begins the checkpoints' file names, such as `image-classification`."""
+    epochs: int
+    num_samples: int
+    checkpoint_frequency: int | None
+    """Keep the model of every so many epochs in `model/`."""
+    early_stopping: EarlyStopping | None
+    identity: str
+    """Hyperparameters and data in one text: a checkpoint of another text belongs to another run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The model to export."""
+
+    epoch: int
+    metrics: dict[str, float]
+    """Under their published names, such as `validation:accuracy`."""
+    state: dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class _History:
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    finished: bool = False
+
+    @property
+    def best_value(self) -> float:
+        return self.epochs[self.best_epoch][f"validation:{_OBJECTIVE}"] if self.best_epoch >= 0 else float("-inf")
+
+
+def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None) -> Best:
+    """Train to the end, or to SIGTERM, from the last checkpoint if there is one.
+
+    A process killed at any point leaves the last whole checkpoint; the epochs after it are run again, alike.
+
+    Raises:
+        ClientError: the checkpoint directory belongs to another run, or is damaged.
+    """
+    history = _resume(job, learner, plan)
+    epochs = EpochLog(bar, num_samples=plan.num_samples, epochs=plan.epochs, first_epoch=len(history.epochs))
+    with _stop_on_sigterm() as raise_if_stopped:
+
+        def batch_done(num_samples: int, accuracy: float) -> None:
+            epochs.batch(num_samples, accuracy)
+            raise_if_stopped()
+
+        try:
+            while not history.finished:
+                _one_epoch(job, learner, plan, history, epochs, batch_done)
+                raise_if_stopped()
+        except StopRequested:
+            log.info("Stopped by SIGTERM; the same job started again resumes after epoch %d", len(history.epochs) - 1)
+    if history.best_epoch < 0:  # stopped within the first epoch: better this model than none
+        return Best(-1, {}, learner.model_state())
+    best = checkpoints.load(_model_file(job, plan, history.best_epoch))
+    metrics = {k: v for k, v in history.epochs[history.best_epoch].items() if ":" in k}
+    return Best(history.best_epoch, metrics, best["model"])
+
+
+def _one_epoch(
+    job: Job,
+    learner: Learner,
+    plan: Plan,
+    history: _History,
+    epochs: EpochLog,
+    batch_done: Callable[[int, float], None],
+) -> None:
+    epoch = len(history.epochs)
+    epochs.begin(epoch)
+    trained = learner.train_epoch(epoch, batch_done)
+    epochs.trained(trained)
+    validated = learner.validate()
+    epochs.validated(validated)
+    row = {"epoch": epoch, "time_s": round(epochs.seconds, 3)}
+    row |= {f"train:{k}": v for k, v in trained.items()} | {f"validation:{k}": v for k, v in validated.items()}
+    improved = validated[_OBJECTIVE] > history.best_value
+    history.epochs.append(row)
+    outdated = history.best_epoch
+    if improved:
+        history.best_epoch = epoch
+        log.info("Storing the best model with validation accuracy: %f", validated[_OBJECTIVE])
+        _save_model(_model_file(job, plan, epoch), learner)
+    if plan.checkpoint_frequency and (epoch + 1) % plan.checkpoint_frequency == 0:
+        _save_model(job.output / "model" / _file_name(plan, epoch), learner)
+    stop = plan.early_stopping is not None and plan.early_stopping.observe(validated[_OBJECTIVE], epoch + 1)
+    if stop:
+        log.info("Early stopping: no improvement in %d epochs", plan.early_stopping and plan.early_stopping.patience)
+    history.finished = stop or epoch + 1 == plan.epochs
+    _save_progress(job, learner, plan, history)
+    if improved and outdated >= 0:  # only now: until the line above, a kill would have needed the old one
+        _model_file(job, plan, outdated).unlink(missing_ok=True)
+
+
+def _save_model(path: Path, learner: Learner) -> None:
+    checkpoints.save(path, {"model": learner.model_state()})
+    log.info('Saved checkpoint to "%s"', path)
+
+
+def _save_progress(job: Job, learner: Learner, plan: Plan, history: _History) -> None:
+    stopping = plan.early_stopping
+    state = {
+        "identity": plan.identity,
+        "learner": learner.state(),
+        "history": history.epochs,
+        "best_epoch": history.best_epoch,
+        "finished": history.finished,
+        "early_stopping": [stopping.best, stopping.epochs_without_improvement] if stopping else None,
+    }
+    checkpoints.save(job.checkpoints / "last.pt", state)
+    _write_metrics(job, history)
+
+
+def _write_metrics(job: Job, history: _History) -> None:
+    # written anew each time: after a kill, an appended line could be there twice or in part
+    lines = "".join(json.dumps(row) + "\n" for row in history.epochs)
+    checkpoints.write_aside(job.output / "metrics.jsonl", lambda file: file.write(lines.encode()))
+
+
+def _resume(job: Job, learner: Learner, plan: Plan) -> _History:
+    file = job.checkpoints / "last.pt"
+    if not file.exists():
+        return _History()
+    state = checkpoints.load(file)
+    if state.get("identity") != plan.identity:
+        raise ClientError(
+            f"{job.checkpoints} holds a run with other hyperparameters or other data; "
+            "choose another output, or remove that directory to start afresh."
+        )
+    learner.load_state(state["learner"])
+    if plan.early_stopping and state["early_stopping"]:
+        plan.early_stopping.best, plan.early_stopping.epochs_without_improvement = state["early_stopping"]
+    history = _History(state["history"], state["best_epoch"], state["finished"])
+    _write_metrics(job, history)
+    log.info("Resumed from %s after epoch %d", file, len(history.epochs) - 1)
+    return history
+
+
+def _file_name(plan: Plan, epoch: int) -> str:
+    return f"{plan.name}-{epoch + 1:04d}.pt"
+
+
+def _model_file(job: Job, plan: Plan, epoch: int) -> Path:
+    return job.checkpoints / _file_name(plan, epoch)
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[Callable[[], None]]:
+    """Gives a function that raises `StopRequested` once SIGTERM has arrived: the signal never interrupts a write."""
+    arrived = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        arrived.set()
+
+    def raise_if_arrived() -> None:
+        if arrived.is_set():
+            raise StopRequested
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone
+        yield raise_if_arrived
+        return
+    former = signal.signal(signal.SIGTERM, note)
+    try:
+        yield raise_if_arrived
+    finally:
+        signal.signal(signal.SIGTERM, former)

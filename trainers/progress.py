@@ -1,0 +1,115 @@
+"""What a job says while it runs: log lines that existing scrapers read, or a moving bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+__all__ = ["EpochLog", "speaking"]
+
+log = logging.getLogger("penstock.train")
+
+_LINE = "[%(asctime)s %(levelname)s %(thread)d] %(message)s"
+_DATE = "%m/%d/%Y %H:%M:%S"
+_BATCHES_PER_LINE = 20
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} samples/s")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log lines above the bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def speaking() -> Iterator[Progress | None]:
+    """Send the trainer's log to standard error while inside; gives the bar when that is a terminal."""
+    console = Console(stderr=True)
+    bar = None
+    handler: logging.Handler
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
+        bar = Progress(*columns, console=console)
+        handler = _ConsoleHandler(console)
+        bar.start()
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(_LINE, _DATE))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield bar
+    finally:
+        if bar:
+            bar.stop()
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class EpochLog:
+    """The lines of one run, in the form of the original's containers."""
+
+    def __init__(self, bar: Progress | None, *, num_samples: int, epochs: int, first_epoch: int) -> None:
+        self._bar = bar
+        self._num_samples = num_samples
+        self._epoch = first_epoch
+        self._started = self._window_started = time.perf_counter()
+        self._num_batches = self._window_samples = 0
+        total = (epochs - first_epoch) * num_samples
+        self._line = bar.add_task(f"epoch {first_epoch}", total=total) if bar else None
+
+    def begin(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._started = self._window_started = time.perf_counter()
+        self._num_batches = self._window_samples = 0
+        if self._bar and self._line is not None:
+            self._bar.update(self._line, description=f"epoch {epoch}")
+
+    def batch(self, num_samples: int, accuracy: float) -> None:
+        """One training batch is done; `accuracy` is the epoch's so far."""
+        self._num_batches += 1
+        self._window_samples += num_samples
+        if self._bar and self._line is not None:
+            self._bar.advance(self._line, num_samples)
+        elif self._num_batches > 1 and (self._num_batches - 1) % _BATCHES_PER_LINE == 0:
+            now = time.perf_counter()
+            speed = self._window_samples / (now - self._window_started)
+            log.info(
+                "Epoch[%d] Batch [%d]\tSpeed: %.3f samples/sec\taccuracy=%f",
+                self._epoch,
+                self._num_batches - 1,
+                speed,
+                accuracy,
+            )
+            self._window_started, self._window_samples = now, 0
+
+    def trained(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            log.info("Epoch[%d] Train-%s=%f", self._epoch, name, value)
+        log.info("Epoch[%d] Time cost=%.3f", self._epoch, time.perf_counter() - self._started)
+
+    def validated(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            log.info("Epoch[%d] Validation-%s=%f", self._epoch, name, value)
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began."""
+        return time.perf_counter() - self._started

@@ -1,0 +1,45 @@
+"""The one way in to training: by algorithm name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+from trainers.job import ClientError, Job
+from trainers.progress import log, speaking
+
+__all__ = ["ALGORITHMS", "train"]
+
+ALGORITHMS = ("image_classification",)
+
+
+def train(algorithm: str, channels: Mapping[str, Path], hyperparameters: Mapping[str, object], output: Path) -> Path:
+    """Train, or resume a run that was cut off, and return the directory that exporters read (`OUTPUT/model`).
+
+    Args:
+        algorithm: one of ALGORITHMS.
+        channels: name to directory, such as `train` and `validation`.
+        hyperparameters: strings or typed values by name.
+        output: where results go; the same call with the same output resumes.
+
+    Raises:
+        ClientError: what the user can mend, in words.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ClientError(f"Unknown algorithm '{algorithm}'; known: {', '.join(ALGORITHMS)}.")
+    job = Job(
+        algorithm=algorithm,
+        channels={name: Path(directory) for name, directory in channels.items()},
+        hyperparameters=hyperparameters,
+        output=output,
+        checkpoints=output / "checkpoints",
+    )
+    with speaking() as bar:
+        log.info("Docker entrypoint called with argument(s): train")
+        try:
+            trained: Path = import_module(f"trainers.{algorithm}.train").train(job, bar)
+        except ClientError as error:
+            log.error("Customer Error: %s", error)
+            raise
+    return trained

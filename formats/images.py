@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from formats.errors import InvalidBody
 from formats.signatures import describe
 
-__all__ = ["MAX_PIXELS", "decode", "encode_jpeg", "encode_png", "resize", "size_of"]
+__all__ = ["MAX_PIXELS", "Pixels", "check_header", "decode", "encode_jpeg", "encode_png", "resize", "size_of"]
 
 Pixels = NDArray[np.uint8]
 
@@ -77,11 +77,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         InvalidBody: not a JPEG or PNG, damaged, truncated, or too large.
     """
     header = _header(data)
-    if header.height * header.width > max_pixels:
-        raise InvalidBody(
-            f"image is {header.height} x {header.width} (height x width), {header.height * header.width} pixels; "
-            f"at most {max_pixels} are accepted"
-        )
+    _check(data, header, max_pixels)
     pixels = _decode_jpeg(data, header) if isinstance(header, _Jpeg) else _decode_png(data, header)
     return np.ascontiguousarray(_upright(pixels, header.orientation))
 
@@ -96,6 +92,15 @@ def size_of(data: bytes) -> tuple[int, int]:
     if header.orientation >= 5:
         return header.width, header.height
     return header.height, header.width
+
+
+def check_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
+    """What `decode` checks before it decodes, for callers that decode otherwise.
+
+    Raises:
+        InvalidBody: not a JPEG or PNG, a damaged header, too many pixels, or a PNG without its end.
+    """
+    _check(data, _header(data), max_pixels)
 
 
 def resize(array: Pixels, height: int, width: int) -> Pixels:
@@ -141,6 +146,16 @@ def encode_jpeg(array: Pixels, quality: int = 95) -> bytes:
         np.ascontiguousarray(array), quality=quality, colorspace=space, colorsubsampling=sampling
     )
     return encoded
+
+
+def _check(data: bytes, header: _Jpeg | _Png, max_pixels: int) -> None:
+    if header.height * header.width > max_pixels:
+        raise InvalidBody(
+            f"image is {header.height} x {header.width} (height x width), {header.height * header.width} pixels; "
+            f"at most {max_pixels} are accepted"
+        )
+    if isinstance(header, _Png) and not header.complete:
+        raise InvalidBody(f"PNG of {len(data)} bytes is truncated or damaged: it does not reach its IEND chunk")
 
 
 def _header(data: bytes) -> _Jpeg | _Png:
@@ -273,8 +288,6 @@ def _decode_jpeg(data: bytes, header: _Jpeg) -> Pixels:
 
 def _decode_png(data: bytes, header: _Png) -> Pixels:
     size = len(data)
-    if not header.complete:
-        raise InvalidBody(f"PNG of {size} bytes is truncated or damaged: it does not reach its IEND chunk")
     if header.animated:
         data = _without_animation(data)
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from http import HTTPStatus
 from typing import Any
 
 import fastapi
@@ -101,7 +100,7 @@ def _add_prediction(app: FastAPI, route: PredictionRoute, path: str, settings: S
     app.add_api_route(
         path,
         predict,
-        methods=["POST"],
+        methods=list(route.methods),
         summary=route.summary,
         operation_id=f"{route.protocol}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}",
         response_class=fastapi.Response,
@@ -151,7 +150,7 @@ async def _penstock_error(_: fastapi.Request, error: Exception) -> StarletteResp
 async def _http_error(_: fastapi.Request, error: Exception) -> StarletteResponse:
     # the Open Inference Protocol's form for all: tritonclient cannot read FastAPI's own
     assert isinstance(error, HTTPException)
-    answer = _json(error.status_code, {"error": f"{HTTPStatus(error.status_code).phrase}: {error.detail}"})
+    answer = _json(error.status_code, {"error": error.detail})
     answer.headers.update(error.headers or {})
     return answer
 

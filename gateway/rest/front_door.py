@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from formats.errors import BackendFailed, BodyTooLarge, PenstockError
 from gateway.metrics import Metrics
 from gateway.rest.exchange import Request, Response, encode_response
-from gateway.rest.routes import PredictionRoute, match
+from gateway.rest.routes import ROUTES, PredictionRoute, match
 from gateway.router import Router
 from gateway.settings import Settings
 
@@ -30,6 +30,7 @@ __all__ = ["Door", "FrontDoor"]
 _log = logging.getLogger("penstock.http")
 
 _MAX_HEADERS = 100
+_METHODS = frozenset(method.encode() for route in ROUTES for method in route.methods)
 _LINGER_S = 2.0
 """After an early refusal: how long what the client still sends is thrown away, so that it can read the answer."""
 
@@ -213,10 +214,13 @@ class FrontDoor(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _prediction_route(self) -> tuple[PredictionRoute | None, str]:
-        if self.parser.get_method() != b"POST":
+        method = self.parser.get_method()
+        if method not in _METHODS:
             return None, ""
         path = self.url.partition(b"?")[0].decode("latin-1")
         route = match(path)
+        if route is not None and method.decode() not in route.methods:
+            return None, ""
         return route, urllib.parse.unquote(path) if "%" in path else path
 
     def _begin(self, route: PredictionRoute, path: str, declared: int) -> None:

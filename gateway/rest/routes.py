@@ -22,6 +22,7 @@ class PredictionRoute(NamedTuple):
     handle: Callable[[Request, Router, float, Reply], None]
     """Request, router, seconds it may take, and where the one answer goes. Raises `PenstockError` before it queues."""
     error: Callable[[PenstockError], Response]
+    methods: tuple[str, ...] = ("POST",)
 
 
 _RUNTIME = PredictionRoute(
@@ -44,6 +45,7 @@ _TORCHSERVE = PredictionRoute(
     "TorchServe inference API",
     torchserve.predictions,
     torchserve.error_response,
+    ("POST", "PUT"),  # TorchServe takes any verb, and its documentation's `curl -T` sends PUT
 )
 _OIP = PredictionRoute(
     "oip",

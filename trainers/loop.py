@@ -114,7 +114,7 @@ def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None) -> Best:
         return Best(-1, {}, learner.model_state())
     best = checkpoints.load(_model_file(job, plan, history.best_epoch))
     metrics = {k: v for k, v in history.epochs[history.best_epoch].items() if ":" in k}
-    return Best(history.best_epoch, metrics, best["model"])
+    return Best(history.best_epoch, metrics, best)
 
 
 def _one_epoch(
@@ -152,7 +152,7 @@ def _one_epoch(
 
 
 def _save_model(path: Path, learner: Learner) -> None:
-    checkpoints.save(path, {"model": learner.model_state()})
+    checkpoints.save(path, learner.model_state())
     log.info('Saved checkpoint to "%s"', path)
 
 

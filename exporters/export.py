@@ -1,0 +1,62 @@
+"""The one way in to exporting: a checkpoint of any algorithm to a bundle that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from model_store.manifest import Manifest
+from model_store.store import seal
+from trainers.job import ClientError
+from trainers.run import ALGORITHMS
+
+__all__ = ["export"]
+
+
+def export(checkpoint: Path, output: Path) -> Path:
+    """Write the bundle of a trained model and return `output`.
+
+    Args:
+        checkpoint: what `trainers.run.train` returned, or the output directory that it was given.
+        output: a directory that does not exist yet, or is empty.
+
+    Raises:
+        ClientError: not a checkpoint, or there is something at `output` already.
+        ParityError: an exported graph answers differently from the trained model; nothing is left behind.
+    """
+    if not (checkpoint / "model.json").is_file() and (checkpoint / "model" / "model.json").is_file():
+        checkpoint /= "model"
+    description = _describe(checkpoint)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ClientError(f"{output} exists already; choose another output, or remove it.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.parent / f".{output.name}-{secrets.token_hex(4)}"
+    aside.mkdir()
+    try:
+        writer = import_module(f"exporters.{description['algorithm']}")
+        manifest: Manifest = writer.write_bundle(checkpoint, description, aside)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        seal(aside, Manifest.model_validate({**manifest.model_dump(), "created": created}))
+        os.replace(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return output
+
+
+def _describe(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / "model.json"
+    try:
+        description = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise ClientError(f"{checkpoint} is not a checkpoint: it holds no model.json; has training ended?") from error
+    except ValueError as error:
+        raise ClientError(f"{file} is not JSON: {error}") from error
+    if not isinstance(description, dict) or description.get("algorithm") not in ALGORITHMS:
+        raise ClientError(f"{file} names no algorithm that can be exported; known: {', '.join(ALGORITHMS)}.")
+    return description

@@ -97,16 +97,17 @@ def _add_prediction(app: FastAPI, route: PredictionRoute, path: str, settings: S
         if f"{{{name}}}" in path
     ]
     body = {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
-    app.add_api_route(
-        path,
-        predict,
-        methods=list(route.methods),
-        summary=route.summary,
-        operation_id=f"{route.protocol}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}",
-        response_class=fastapi.Response,
-        responses=_ERRORS,
-        openapi_extra={"parameters": parameters, "requestBody": body},
-    )
+    for method in route.methods:
+        app.add_api_route(
+            path,
+            predict,
+            methods=[method],
+            summary=route.summary,
+            operation_id=f"{method.lower()}_{route.protocol}_{re.sub(r'[^a-z]+', '_', path).strip('_')}",
+            response_class=fastapi.Response,
+            responses=_ERRORS,
+            openapi_extra={"parameters": parameters, "requestBody": body},
+        )
 
 
 async def _bridge(

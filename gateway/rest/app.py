@@ -7,6 +7,7 @@ answer wrong methods, and serve them under any other ASGI server.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any
 

@@ -113,9 +113,11 @@ class FrontDoor(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._stage_began = time.monotonic()
+        now = time.monotonic()
         if self._stage == "idle":
-            self._stage, self._header_bytes, self._in_headers = "headers", 0, True
+            self._stage, self._header_bytes, self._in_headers, self._stage_began = "headers", 0, True, now
+        elif self._stage == "body":
+            self._stage_began = now  # headers as a whole have their time, however slowly they drip in
         if self._in_headers:
             self._header_bytes += len(data)
         super().data_received(data)
@@ -130,7 +132,7 @@ class FrontDoor(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
-        self._stage = "body"
+        self._stage, self._stage_began = "body", time.monotonic()
         # a body in the same read counted too; what matters is what the headers themselves take
         taken = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if taken > self._door.settings.max_header_bytes or len(self.headers) > _MAX_HEADERS:
@@ -143,7 +145,7 @@ class FrontDoor(HttpToolsProtocol):
                 declared = int(value)
             elif name == b"host":
                 hosts += 1
-        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             self._refuse(400, "a request needs exactly one Host header")
             return
         route, path = self._prediction_route()
@@ -221,7 +223,9 @@ class FrontDoor(HttpToolsProtocol):
         route = match(path)
         if route is not None and method.decode() not in route.methods:
             return None, ""
-        return route, urllib.parse.unquote(path) if "%" in path else path
+        # no name holds a slash: an encoded one must not turn into a separator behind the matching
+        encoded = "%" in path and "%2f" not in path.lower()
+        return route, urllib.parse.unquote(path) if encoded else path
 
     def _begin(self, route: PredictionRoute, path: str, declared: int) -> None:
         if declared > self._door.settings.max_body_bytes:
@@ -291,6 +295,8 @@ class FrontDoor(HttpToolsProtocol):
 
     def enforce(self, now: float) -> None:
         """Close a connection that has been silent for longer than its stage allows."""
+        if self.flow.read_paused:
+            return  # it is we who do not read
         settings = self._door.settings
         silent = now - self._stage_began
         cycle: Any = self.cycle

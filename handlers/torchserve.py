@@ -23,6 +23,7 @@ from formats.envelope import Outcome, Prediction
 from formats.errors import (
     BackendFailed,
     BodyTooLarge,
+    CorruptBundle,
     DeadlineExceeded,
     InvalidBody,
     NotAcceptable,
@@ -56,6 +57,7 @@ _STATUS: dict[type[PenstockError], int] = {
     NotFound: 404,
     DeadlineExceeded: 504,
     BackendFailed: 500,
+    CorruptBundle: 500,
 }
 
 
@@ -71,9 +73,9 @@ class PenstockService:
         Raises:
             PenstockError: why not. TorchServe only logs that, so it is also written where the gateway looks for it.
         """
-        _tame_logs()
         properties = context.system_properties
         reports = os.environ.get("PENSTOCK_WORKER_REPORTS")
+        _tame_logs(quiet=reports is not None)
         try:
             bundle = Bundle.open(Path(properties["model_dir"]))
             handler = load_handler(bundle, runtime_of(properties.get("gpu_id"), os.environ))
@@ -103,8 +105,8 @@ class PenstockService:
     def _answer_packed(self, handler: Handler, message: bytes) -> bytes:
         try:
             batch = unpack_predictions(message, handler.manifest.name, handler.manifest.version)
-        except ValueError as error:
-            return pack_outcomes([Outcome.of_error(BackendFailed(str(error)))])
+        except (ValueError, TypeError) as error:
+            return pack_outcomes([Outcome.of_error(BackendFailed(f"unreadable batch: {error}"))])
         return pack_outcomes(_predict(handler, batch))
 
     def _answer_plain(
@@ -212,9 +214,12 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, (bytes, bytearray)) else str(value or "")
 
 
-def _tame_logs() -> None:
+def _tame_logs(*, quiet: bool) -> None:
+    """`quiet` saves several lines per request, which TorchServe parses; the gateway measures by itself."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(OneLine())
+    if quiet:
+        logging.getLogger().setLevel(logging.WARNING)
 
 
 def _report(path: Path, error: Exception) -> None:
@@ -224,3 +229,14 @@ def _report(path: Path, error: Exception) -> None:
     aside = path.with_suffix(f".{os.getpid()}")
     aside.write_bytes(orjson.dumps({"code": code, "message": text}))
     aside.replace(path)
+
+
+_service = PenstockService()
+
+
+def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes] | None:
+    """TorchServe's function entry point `handlers.torchserve:handle`; called once without data to initialise."""
+    if data is None:
+        _service.initialize(context)
+        return None
+    return _service.handle(data, context)

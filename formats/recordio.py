@@ -35,6 +35,7 @@ __all__ = [
     "build_index",
     "decode_records",
     "encode_record",
+    "head_from",
     "read_at",
     "read_index",
     "read_records",
@@ -359,12 +360,13 @@ def shard_bounds(stream: BinaryIO, size: int, rank: int, world_size: int) -> tup
         world_size: number of readers.
     """
     step = (-(-size // world_size) + 3) & ~3
-    start = _head_from(stream, min(step * rank, size), size)
-    stop = size if rank == world_size - 1 else _head_from(stream, min(step * (rank + 1), size), size)
+    start = head_from(stream, min(step * rank, size), size)
+    stop = size if rank == world_size - 1 else head_from(stream, min(step * (rank + 1), size), size)
     return start, stop
 
 
-def _head_from(stream: BinaryIO, offset: int, size: int) -> int:
+def head_from(stream: BinaryIO, offset: int, size: int) -> int:
+    """The first record head at or after a byte offset; `size`, the end of the file, when there is none."""
     if offset in (0, size):
         return offset
     stream.seek(offset)

@@ -1,0 +1,67 @@
+"""Small made image channels: a class is a brightness, so a few steps learn it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from formats.images import encode_png
+from formats.lst import ListEntry, write_lst
+from trainers.job import Job
+
+Values = dict[str, object]
+
+
+def write_channel(directory: Path, name: str, count: int, side: int = 16) -> Path:
+    """`<directory>/<name>` with `count` images of two classes, `dark` and `light`, and the list."""
+    random, entries = np.random.default_rng(len(name)), []
+    channel = directory / name
+    for index in range(count):
+        label = index % 2
+        path = f"{('dark', 'light')[label]}/{index}.png"
+        (channel / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 100, (side, side, 3)) + 120 * label
+        (channel / path).write_bytes(encode_png(pixels.astype(np.uint8)))
+        entries.append(ListEntry(index, (float(label),), path))
+    write_lst(channel / f"{name}.lst", entries)
+    return channel
+
+
+@pytest.fixture
+def channels(tmp_path: Path) -> dict[str, Path]:
+    """24 training and 9 validation images, 16 x 16."""
+    return {name: write_channel(tmp_path / "data", name, n) for name, n in (("train", 24), ("validation", 9))}
+
+
+@pytest.fixture
+def values() -> Values:
+    """The smallest network on those channels."""
+    return {
+        "num_classes": 2,
+        "num_training_samples": 24,
+        "num_layers": 20,
+        "image_shape": "3,12,12",
+        "resize": 16,
+        "mini_batch_size": 8,
+        "epochs": 2,
+        "learning_rate": 0.05,
+    }
+
+
+@pytest.fixture
+def job(tmp_path: Path, channels: dict[str, Path], values: Values) -> Callable[..., Job]:
+    """Makes a job; keyword arguments replace hyperparameters."""
+
+    def make(output: str = "out", **changed: object) -> Job:
+        return Job(
+            algorithm="image_classification",
+            channels=channels,
+            hyperparameters=values | changed,
+            output=tmp_path / output,
+            checkpoints=tmp_path / output / "checkpoints",
+        )
+
+    return make

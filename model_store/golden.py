@@ -40,8 +40,8 @@ def check_golden(bundle: Bundle, outcome: Outcome) -> None:
     label = f"model '{bundle.manifest.name}' version {bundle.manifest.version}: golden request"
     if not outcome.ok:
         raise NotReady(f"{label} failed: {outcome.error_code}: {outcome.error_message}")
-    expected = orjson.loads((bundle.path / golden.response).read_bytes())
     try:
+        expected = orjson.loads((bundle.path / golden.response).read_bytes())
         difference = _distance(expected, orjson.loads(outcome.body))
     except ValueError as error:
         raise NotReady(f"{label}: {error}") from error
@@ -58,7 +58,7 @@ def _distance(expected: object, actual: object) -> float:
     if _is_number(expected) and _is_number(actual):
         difference = abs(float(expected) - float(actual))  # type: ignore[arg-type]
         return math.inf if math.isnan(difference) else difference
-    if expected == actual:
+    if type(expected) is type(actual) and expected == actual:
         return 0.0
     raise ValueError(f"expected {str(expected)[:80]}, got {str(actual)[:80]}")
 

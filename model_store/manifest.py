@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from formats.errors import CorruptBundle
+from formats.tensors import DATATYPES
 
 __all__ = [
     "MANIFEST",
@@ -38,7 +39,8 @@ Device = Literal["cpu", "gpu"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # a metric may be NaN: JSON has no such number, and null would not read back
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class TensorSpec(_Frozen):
@@ -47,8 +49,15 @@ class TensorSpec(_Frozen):
     name: str
     datatype: str
     """Open Inference Protocol name: `FP32`, `INT64`, ..."""
-    shape: list[int]
+    shape: list[Annotated[int, Field(ge=-1)]]
     """-1 for a dimension that may vary."""
+
+    @field_validator("datatype")
+    @classmethod
+    def _known(cls, datatype: str) -> str:
+        if datatype not in DATATYPES:
+            raise ValueError(f"unknown datatype '{datatype}'; known: {', '.join(DATATYPES)}")
+        return datatype
 
 
 class Graph(_Frozen):
@@ -132,6 +141,15 @@ class Manifest(_Frozen):
     files: dict[FileName, StoredFile] = {}
     """Every file of the bundle but the manifest and its checksum."""
 
+    @model_validator(mode="after")
+    def _names_what_it_holds(self) -> Manifest:
+        if self.default_mode not in self.modes:
+            raise ValueError(f"default_mode '{self.default_mode}' is none of the modes: {', '.join(self.modes)}")
+        for name, mode in self.modes.items():
+            if mode.graph not in self.graphs:
+                raise ValueError(f"mode '{name}' runs graph '{mode.graph}', not one of: {', '.join(self.graphs)}")
+        return self
+
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
@@ -150,8 +168,11 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check `manifest.json`.
 
     Raises:
-        CorruptBundle: missing, altered since it was written, or not a manifest.
+        CorruptBundle: missing, a link, altered since it was written, or not a manifest.
     """
+    for name in (MANIFEST, MANIFEST_CHECKSUM):
+        if (directory / name).is_symlink():
+            raise CorruptBundle(f"{directory}: {name} is not a plain file")
     try:
         text = (directory / MANIFEST).read_bytes()
         guard = (directory / MANIFEST_CHECKSUM).read_bytes()
@@ -168,4 +189,4 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _first(error: ValidationError) -> str:
     detail = error.errors()[0]
-    return f"{re.sub(r'[^ -~]', '?', '.'.join(map(str, detail['loc'])))}: {detail['msg']}"
+    return re.sub(r"[^ -~]", "?", f"{'.'.join(map(str, detail['loc'])) or 'manifest'}: {detail['msg']}")

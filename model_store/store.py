@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,8 @@ DEFAULT_ROOT = Path(__file__).parent / "archives"
 
 _NAME: TypeAdapter[str] = TypeAdapter(ModelName)
 _VERSION: TypeAdapter[str] = TypeAdapter(Version)
+_STAGING = ".staging-"
+_SWEPT = ".swept-"
 _RESERVED_NAMES = {"stats"}  # GET /v2/models/stats would shadow it
 
 
@@ -51,17 +55,24 @@ class Bundle:
         return cls(path, read_manifest(path))
 
     def verify(self) -> None:
-        """Compare every listed file with its checksum, and look for files that nobody listed.
+        """Compare every listed file with its checksum.
+
+        Files that the manifest does not list are left alone: nothing opens them, publishing does not copy them, and
+        TorchServe adds its own when it unpacks an archive.
 
         Raises:
-            CorruptBundle: names the first file that is missing, altered or foreign.
+            CorruptBundle: names the first file that is missing, altered, unreadable or a link, or that no checksum
+                guards although a graph or the golden request needs it.
         """
         for name, stored in self.manifest.files.items():
             file = self.path / name
-            if file.is_symlink() or not file.is_file():
-                raise CorruptBundle(f"{self.path}: {name} is missing or not a plain file")
-            if file.stat().st_size != stored.size_bytes or sha256_of(file) != stored.sha256:
-                raise CorruptBundle(f"{self.path}: {name} does not match its checksum in {MANIFEST}")
+            try:
+                if file.is_symlink() or not file.is_file():
+                    raise CorruptBundle(f"{self.path}: {name} is missing or not a plain file")
+                if file.stat().st_size != stored.size_bytes or sha256_of(file) != stored.sha256:
+                    raise CorruptBundle(f"{self.path}: {name} does not match its checksum in {MANIFEST}")
+            except OSError as error:
+                raise CorruptBundle(f"{self.path}: cannot read {name}: {error.strerror}") from error
         for name in self._required_files():
             if name not in self.manifest.files:
                 raise CorruptBundle(f"{self.path}: {MANIFEST} names {name} but holds no checksum for it")
@@ -114,8 +125,10 @@ class Store:
             check_version(version)
         source = Bundle.open(bundle)
         source.verify()
-        staged = self._stage(source)
-        try:
+        self._make_root()
+        with self._staging() as staged:
+            for file in source.manifest.files:
+                shutil.copyfile(source.path / file, staged / file)
             while True:
                 chosen = version or self._next_version(name)
                 manifest = seal_as(staged, source.manifest, name, chosen, archive)
@@ -124,18 +137,21 @@ class Store:
                     return Bundle(target, manifest)
                 if version is not None:
                     raise VersionExists(f"{name} version {version} is published already; versions are immutable")
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
 
     def names(self) -> list[str]:
         """Published model names, sorted."""
-        return sorted(p.name for p in _visible(self.root) if any(_visible(p)))
+        return sorted(p.name for p in self._models() if any(_visible(p)))
 
     def versions(self, name: str) -> list[str]:
         """Versions of one model, oldest first by natural order (`2` before `10`); empty when unknown."""
         if not _matches(_NAME, name):
             return []
-        return sorted((p.name for p in _visible(self.root / name) if (p / MANIFEST).exists()), key=natural_order)
+        present = (p.name for p in _visible(self.root / name) if (p / MANIFEST).exists())
+        return sorted((v for v in present if _matches(_VERSION, v)), key=natural_order)
+
+    def unreadable(self) -> list[Path]:
+        """Version directories that hold no manifest: damaged, or copied in by hand and not whole yet."""
+        return sorted(v for p in self._models() for v in _visible(p) if not (v / MANIFEST).exists())
 
     def open(self, name: str, version: str | None = None) -> Bundle:
         """The bundle of a version, by default the newest. Files are not verified here: see `Bundle.verify`.
@@ -157,17 +173,50 @@ class Store:
             )
         return bundle
 
-    def _stage(self, source: Bundle) -> Path:
-        self.root.mkdir(parents=True, exist_ok=True)
-        staged = self.root / f".staging-{secrets.token_hex(8)}"
-        staged.mkdir()
-        for name in source.manifest.files:
-            shutil.copyfile(source.path / name, staged / name)
-        return staged
+    def _models(self) -> Iterator[Path]:
+        return (p for p in _visible(self.root) if _matches(_NAME, p.name))
+
+    def _make_root(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise ValueError(f"store {self.root} is not a directory") from error
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A directory aside, locked as long as this process works in it, and removed unless it was moved away."""
+        staged = self.root / f"{_STAGING}{secrets.token_hex(8)}"
+        # between the making and the locking of a directory nobody may sweep, hence the lock on the root
+        with _opened(self.root) as root:
+            may_sweep = _lock(root)
+            staged.mkdir()
+            descriptor = os.open(staged, os.O_RDONLY)
+            _lock(descriptor)
+            if may_sweep:
+                self._sweep()
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+            os.close(descriptor)
+
+    def _sweep(self) -> None:
+        """Remove what publishes that were killed have left."""
+        for left_over in self.root.glob(f"{_STAGING}*"):
+            with suppress(OSError), _opened(left_over) as descriptor:
+                if _lock(descriptor, wait=False):
+                    # renamed first: where locks do not reach other machines, a publish that is running there fails
+                    # whole when its directory is gone, and can never move half of it into place
+                    left_over.rename(self.root / f"{_SWEPT}{left_over.name.removeprefix(_STAGING)}")
+        for left_over in self.root.glob(f"{_SWEPT}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
     def _next_version(self, name: str) -> str:
-        numbers = [int(v) for v in self.versions(name) if v.isdecimal()]
-        return str(max(numbers, default=0) + 1)
+        # whatever has the name is in the way, be it a damaged version or a file
+        taken = (p.name for p in (self.root / name).glob("*"))
+        number = str(max((int(v) for v in taken if v.isdecimal()), default=0) + 1)
+        check_version(number)
+        return number
 
 
 def seal_as(
@@ -177,15 +226,20 @@ def seal_as(
     for left_over in directory.glob("*.mar"):
         left_over.unlink()
     named = seal(directory, Manifest.model_validate({**manifest.model_dump(), "name": name, "version": version}))
+    for file, stored in named.files.items():
+        # changed after it was verified: its new checksum must not make it good
+        if manifest.files.get(file, stored) != stored:
+            raise CorruptBundle(f"{directory}: {file} changed while it was copied")
     if archive is None:
         return named
     archive(directory)
     return seal(directory, named)
 
 
-def natural_order(version: str) -> list[tuple[int, int, str]]:
-    """Sort key in which runs of digits count as numbers."""
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|\D+", version)]
+def natural_order(version: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key in which runs of digits count as numbers and come after letters; `01` before `1`, but never equal."""
+    parts = re.findall(r"\d+|\D+", version)
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts], version
 
 
 def check_name(name: str) -> None:
@@ -224,7 +278,7 @@ def _move_into_place(staged: Path, target: Path) -> bool:
     try:
         staged.rename(target)
     except OSError:
-        if target.exists():
+        if os.path.lexists(target):
             return False
         raise
     _fsync(target.parent)
@@ -233,8 +287,23 @@ def _move_into_place(staged: Path, target: Path) -> bool:
 
 
 def _fsync(path: Path) -> None:
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool = True) -> bool:
+    """Lock a directory until its descriptor is closed or the process dies; False when busy or not to be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # some network file systems lock no directories: what is left there waits for the operator
+        return False
+    return True

@@ -16,6 +16,10 @@ from formats.envelope import Outcome, Prediction, Tensor
 __all__ = ["pack_outcomes", "pack_predictions", "unpack_outcomes", "unpack_predictions"]
 
 _VERSION = 1
+_Types = tuple[type, ...]
+_PREDICTION: set[_Types] = {(bytes, str, str, str, tensors, list, dict, str) for tensors in (list, type(None))}
+_OUTCOME: set[_Types] = {(bytes, str, tensors, str, str, str) for tensors in (list, type(None))}
+_TENSOR: set[_Types] = {(str, str, list, bytes)}
 
 
 def pack_predictions(batch: Sequence[Prediction]) -> bytes:
@@ -46,7 +50,7 @@ def unpack_predictions(message: bytes, model: str, version: str) -> list[Predict
             parameters=parameters,
             request_id=request_id,
         )
-        for body, content_type, accept, mode, tensors, outputs, parameters, request_id in _unpackb(message)
+        for body, content_type, accept, mode, tensors, outputs, parameters, request_id in _unpackb(message, _PREDICTION)
     ]
 
 
@@ -64,26 +68,39 @@ def unpack_outcomes(message: bytes) -> list[Outcome]:
     """
     return [
         Outcome(body, content_type, _tensors(tensors), error_code, error_message, version)
-        for body, content_type, tensors, error_code, error_message, version in _unpackb(message)
+        for body, content_type, tensors, error_code, error_message, version in _unpackb(message, _OUTCOME)
     ]
 
 
 def _packb(value: object) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    # a lone surrogate, quoted from a client's JSON in one error text, must not fail the whole batch
+    packed: bytes = msgpack.packb(value, use_bin_type=True, unicode_errors="replace")
     return packed
 
 
-def _unpackb(message: bytes) -> list[Any]:
+def _unpackb(message: bytes, allowed: set[_Types]) -> list[list[Any]]:
     try:
         version, items = msgpack.unpackb(message)
     except Exception as error:
         raise ValueError(f"not a packed batch ({len(message)} bytes): {error}") from error
     if version != _VERSION:
         raise ValueError(f"packed batch of format {version}; this side speaks {_VERSION}: upgrade the older one")
-    return list(items)
+    if type(items) is not list:
+        raise ValueError(f"not a packed batch: a list of items was expected, found {type(items).__name__}")
+    for index, item in enumerate(items):
+        _check(item, allowed, "item", index)
+    return items
+
+
+def _check(fields: Any, allowed: set[_Types], label: str, index: int) -> None:
+    """TorchServe's port takes messages from anybody: each field has its type before a handler meets it."""
+    if type(fields) is not list or tuple(map(type, fields)) not in allowed:
+        raise ValueError(f"not a packed batch: {label} {index} has fields of the wrong number or type")
 
 
 def _tensors(value: list[Any] | None) -> tuple[Tensor, ...] | None:
     if value is None:
         return None
+    for index, tensor in enumerate(value):
+        _check(tensor, _TENSOR, "tensor", index)
     return tuple(Tensor(name, datatype, tuple(shape), data) for name, datatype, shape, data in value)

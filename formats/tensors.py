@@ -31,6 +31,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _MAX_ELEMENTS = 2**63 - 1
+_MAX_RANK = 64  # numpy's limit
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
@@ -51,19 +52,22 @@ def num_elements(name: str, shape: Sequence[int]) -> int:
     """Product of a shape, checked before anything is allocated.
 
     Raises:
-        InvalidBody: a dimension is negative or not an integer, or the product passes 2**63 - 1.
+        InvalidBody: a dimension is negative or not an integer, there are more than 64 of them, or the product (of those
+            that are not 0) passes 2**63 - 1.
     """
+    if len(shape) > _MAX_RANK:
+        raise InvalidBody(f"input '{name}': {len(shape)} dimensions; at most {_MAX_RANK} are possible")
     for dimension in shape:
         if type(dimension) is not int or dimension < 0:
             raise InvalidBody(f"input '{name}': shape {list(shape)} must hold integers of 0 or more")
-    count = math.prod(shape)
-    if count > _MAX_ELEMENTS:
-        raise InvalidBody(f"input '{name}': shape {list(shape)} has more than 2**63 - 1 elements")
-    return count
+    # numpy counts bytes, at most 8 an element, and leaves zeros out, so that a view of no elements has strides
+    if math.prod(dimension or 1 for dimension in shape) > _MAX_ELEMENTS // 8:
+        raise InvalidBody(f"input '{name}': shape {list(shape)} has more elements than any memory holds")
+    return math.prod(shape)
 
 
 def array_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """A view of the tensor's bytes (a copy only for `BYTES`).
+    """A view of the tensor's bytes (a copy only for `BOOL` and `BYTES`).
 
     Raises:
         InvalidBody: unknown datatype, or the bytes are not exactly as many as the shape asks for.
@@ -79,6 +83,8 @@ def array_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
             f"input '{tensor.name}': got {len(tensor.data)} bytes, {tensor.datatype} of shape {list(tensor.shape)} "
             f"has {count * dtype.itemsize}"
         )
+    if tensor.datatype == "BOOL":  # a numpy bool that holds another byte than 0 or 1 misbehaves
+        return np.not_equal(np.frombuffer(tensor.data, np.uint8), 0).reshape(tensor.shape)
     return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
 

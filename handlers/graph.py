@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from model_store.manifest import Graph
 
-__all__ = ["Arrays", "Engine", "RunnableGraph", "Runtime", "load_graph"]
+__all__ = ["Array", "Arrays", "Engine", "RunnableGraph", "Runtime", "load_graph"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]
@@ -24,6 +25,7 @@ class Runtime:
     """How graphs run in one worker."""
 
     engine: Engine = "onnx"
+    """The form to run where a graph has both; a graph that has one form runs as that."""
     device: Literal["cpu", "gpu"] = "cpu"
     device_index: int = 0
     """Which GPU, counted from 0; ignored on the CPU."""
@@ -41,18 +43,20 @@ def load_graph(directory: Path, graph: Graph, runtime: Runtime) -> RunnableGraph
     """Build the runnable form of a graph.
 
     Raises:
-        ValueError: the bundle lacks the form that the runtime asks for.
+        ValueError: the bundle holds no form of the graph.
     """
-    file = graph.onnx if runtime.engine == "onnx" else graph.torchscript
-    if file is None:
-        raise ValueError(f"{directory}: this bundle holds no {runtime.engine} form of the graph")
-    if runtime.engine == "onnx":
-        return OnnxGraph(directory / file, graph, runtime)
-    return TorchScriptGraph(directory / file, graph, runtime)
+    wanted: Engine = "onnx" if graph.onnx and (runtime.engine == "onnx" or not graph.torchscript) else "torchscript"
+    if wanted == "onnx" and graph.onnx:
+        return OnnxGraph(directory / graph.onnx, graph, runtime)
+    if graph.torchscript:
+        return TorchScriptGraph(directory / graph.torchscript, graph, runtime)
+    raise ValueError(f"{directory}: this bundle holds neither an ONNX nor a TorchScript form of the graph")
 
 
 class OnnxGraph:
     def __init__(self, path: Path, graph: Graph, runtime: Runtime) -> None:
+        # read once, at import: without it ONNX Runtime keeps a device id in the home directory and reports home
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort  # noqa: PLC0415  only workers pay for it
 
         options = ort.SessionOptions()

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats.envelope import Outcome, Prediction
+from formats.envelope import Outcome, Prediction, Tensor
 from formats.errors import BackendFailed, InvalidBody, NotAcceptable, PenstockError, UnsupportedContentType
 from formats.tensors import array_of, tensor_of
-from handlers.graph import Arrays, Runtime, load_graph
+from handlers.graph import Array, Arrays, Runtime, load_graph
 from model_store.manifest import Mode
 from model_store.signature import check_inputs, check_outputs
 from model_store.store import Bundle
@@ -74,15 +74,14 @@ class Handler(ABC):
         for index, prediction in enumerate(batch):
             try:
                 inputs = self._decode(prediction)
+                item = _Item(index, prediction, inputs, self._num_rows(prediction, inputs))
+                group = self._group(prediction, inputs)
             except PenstockError as error:
                 outcomes[index] = Outcome.of_error(error)
             except Exception as error:  # noqa: BLE001  one item's surprise must not reach its neighbours
                 outcomes[index] = _failed("decode", prediction, error)
             else:
-                num_rows = len(next(iter(inputs.values())))
-                groups.setdefault(self._group(prediction, inputs), []).append(
-                    _Item(index, prediction, inputs, num_rows)
-                )
+                groups.setdefault(group, []).append(item)
         for items in groups.values():
             self._answer(items, outcomes)
         assert all(outcome is not None for outcome in outcomes)
@@ -105,10 +104,15 @@ class Handler(ABC):
             graph = self.manifest.graphs[mode.graph]
             check_inputs(graph, prediction.tensors)
             check_outputs(graph, prediction.outputs)
-            return {tensor.name: array_of(tensor) for tensor in prediction.tensors}
+            return {tensor.name: _graph_input(tensor) for tensor in prediction.tensors}
         media_type(prediction.content_type, mode.content_types)
         self.accept_of(prediction)
         return self.decode(prediction)
+
+    def _num_rows(self, prediction: Prediction, inputs: Arrays) -> int:
+        if not self.manifest.graphs[self.mode_of(prediction).graph].batched:
+            return 1
+        return len(next(iter(inputs.values())))
 
     def _group(self, prediction: Prediction, inputs: Arrays) -> tuple[Any, ...]:
         """Requests of one group may share a run of the graph."""
@@ -123,6 +127,8 @@ class Handler(ABC):
         graph = self._graphs[self.mode_of(items[0].prediction).graph]
         try:
             outputs = graph.run(self.collate([item.inputs for item in items]))
+            if len(items) > 1:
+                _check_rows(outputs, sum(item.num_rows for item in items))
         except Exception as error:  # noqa: BLE001
             if len(items) > 1:  # find the guilty one: each alone
                 for item in items:
@@ -151,6 +157,27 @@ class Handler(ABC):
             return _failed("encode", prediction, error)
 
 
+def _graph_input(tensor: Tensor) -> Array:
+    """The array for a graph; text as `str`, for ONNX Runtime would take the repr of `bytes`."""
+    array = array_of(tensor)
+    if tensor.datatype != "BYTES":
+        return array
+    try:
+        texts = [element.decode() for element in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise InvalidBody(f"input '{tensor.name}': BYTES elements must be UTF-8 text: {error.reason}") from error
+    decoded = np.empty(len(texts), dtype=object)
+    decoded[:] = texts
+    return decoded.reshape(array.shape)
+
+
+def _check_rows(outputs: Arrays, num_rows: int) -> None:
+    """A graph that returns other rows than it was given would hand somebody's answer to his neighbour."""
+    for name, array in outputs.items():
+        if array.shape[:1] != (num_rows,):
+            raise ValueError(f"output '{name}' of shape {array.shape} for {num_rows} rows: the graph is not batched")
+
+
 def media_type(content_type: str, known: Sequence[str]) -> str:
     """The bare, lower-case media type of a request.
 
@@ -159,7 +186,7 @@ def media_type(content_type: str, known: Sequence[str]) -> str:
     """
     bare = content_type.partition(";")[0].strip().lower()
     if bare not in known:
-        sent = f"Content type {bare} not supported" if bare else "Content type missing"
+        sent = f"Content type {bare[:200]} not supported" if bare else "Content type missing"
         raise UnsupportedContentType(f"{sent}; expected one of: {', '.join(known)}")
     return bare
 
@@ -173,13 +200,19 @@ def accepted(accept: str, known: tuple[str, ...]) -> str:
     """
     if not accept.strip():
         return known[0]
-    wishes = sorted(_wishes(accept), key=lambda wish: -wish[1])
-    unwanted = {kind for kind, quality in wishes if not quality > 0}
-    for wish, quality in wishes:
-        matching = [k for k in known if _matches(wish, k) and (k == wish or k not in unwanted)]
-        if matching and quality > 0:
-            return matching[0]
-    raise NotAcceptable(f"Accept {accept} cannot be satisfied; possible: {', '.join(known)}")
+    wishes = _wishes(accept)
+    best, best_quality, best_place = "", 0.0, 0
+    for kind in known:
+        # the most specific wish speaks for a type, whatever its place: RFC 9110, section 12.5.1
+        matching = [(-_generality(w), -place, q) for place, (w, q) in enumerate(wishes) if _matches(w, kind)]
+        if not matching:
+            continue
+        _, place, quality = max(matching)
+        if quality > best_quality or (best and quality == best_quality and place > best_place):
+            best, best_quality, best_place = kind, quality, place
+    if best:
+        return best
+    raise NotAcceptable(f"Accept {accept[:200]} cannot be satisfied; possible: {', '.join(known)}")
 
 
 def _wishes(accept: str) -> list[tuple[str, float]]:
@@ -199,6 +232,10 @@ def _wishes(accept: str) -> list[tuple[str, float]]:
 
 def _matches(wish: str, kind: str) -> bool:
     return wish in ("*/*", "*", kind) or (wish.endswith("/*") and kind.startswith(wish[:-1]))
+
+
+def _generality(wish: str) -> int:
+    return 2 if wish in ("*/*", "*") else 1 if wish.endswith("/*") else 0
 
 
 def _failed(stage: str, prediction: Prediction, error: Exception) -> Outcome:

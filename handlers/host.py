@@ -55,7 +55,9 @@ class Host:
         return encode_frame(Kind.DONE, call, slot)
 
     def _run(self, slot: int, payload: bytes) -> bytes:
-        handler = self._handlers[slot]
+        handler = self._handlers.get(slot)
+        if handler is None:
+            raise BackendFailed(f"no model is loaded in slot {slot}")
         outcomes = handler.predict(unpack_predictions(payload, handler.manifest.name, handler.manifest.version))
         return pack_outcomes(outcomes)
 
@@ -73,7 +75,8 @@ def load(payload: bytes) -> Handler:
 
 
 def _failed(call: int, slot: int, error: PenstockError) -> bytes:
-    return encode_frame(Kind.FAILED, call, slot, msgpack.packb((code_of(error), str(error))))
+    text = msgpack.packb((code_of(error), str(error)), unicode_errors="replace")  # a path may hold any bytes
+    return encode_frame(Kind.FAILED, call, slot, text)
 
 
 def _read_exactly(connection: socket.socket, size: int) -> bytearray | None:

@@ -5,6 +5,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # torch first and by its exact version: an open range could bring gigabytes of another build
 TORCH  := torch==2.13.0
 
+# ONNX Runtime would keep a device id in the home directory and report home
+export ORT_DISABLE_TELEMETRY := 1
+
 .PHONY: install run test test-slow bench bench-formats lint types imports protos clean
 .DEFAULT_GOAL := help
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +73,10 @@ def measure_parity(directory: Path, graph: ExportableGraph, tolerance: float = P
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\..* is deprecated.*", DeprecationWarning)
         script = torch.jit.load(str(directory / f"{graph.name}.pt"))  # type: ignore[no-untyped-call]
+    # read once, at import: without it ONNX Runtime keeps a device id in the home directory and reports home
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as ort  # noqa: PLC0415
+
     session = ort.InferenceSession(str(directory / f"{graph.name}.onnx"), providers=["CPUExecutionProvider"])
     cases = []
     for sample in graph.samples:

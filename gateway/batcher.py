@@ -6,15 +6,18 @@ the batch grows by itself to what arrived while the last one ran.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from formats.envelope import Outcome, Prediction
-from formats.errors import DeadlineExceeded, Overloaded, PenstockError
+from formats.errors import BackendFailed, DeadlineExceeded, Overloaded, PenstockError
 
 __all__ = ["Batcher", "Deliver", "Pending"]
+
+_log = logging.getLogger("penstock.batcher")
 
 Deliver = Callable[[Outcome], None]
 
@@ -35,7 +38,14 @@ class Pending:
         """Deliver once; what comes later (an answer after its deadline) has nobody waiting."""
         if not self.answered:
             self.answered = True
-            self.deliver(outcome)
+            unwritable = BackendFailed("the answer cannot be written; see the log of the gateway")
+            for attempt in (outcome, Outcome.of_error(unwritable)):
+                try:
+                    self.deliver(attempt)
+                except Exception:  # noqa: BLE001  it must not hold up the answers behind it in the batch
+                    _log.exception("the answer to request %s", self.prediction.request_id)
+                else:
+                    return
 
     def expire(self, now: float) -> bool:
         """Answer with an error if the deadline has passed."""

@@ -70,7 +70,7 @@ class Catalog:
 
     @property
     def settled(self) -> bool:
-        """Nothing is being loaded that was asked for at start."""
+        """Nothing is being loaded."""
         return all(version.settled for version in self.versions.values())
 
     async def watch(self) -> None:
@@ -172,7 +172,7 @@ class Catalog:
             await asyncio.to_thread(version.bundle.verify)
             await residence.pool.backend.load(version.bundle)
             await self._prove(version.bundle, residence.pool)
-        except PenstockError as error:
+        except (PenstockError, OSError) as error:
             residence.state, residence.reason = "failed", str(error)
             _log.error("%s: %s", label, error)
             for batcher in residence.batchers.values():
@@ -240,6 +240,7 @@ class Catalog:
             if version.deployments:
                 deployments[name, number, ""] = _default_mode(version)
         self.router.endpoints, self.router.deployments = endpoints, deployments
+        self.router.refused = self.errors
 
     def _choose_current(self) -> None:
         """A model's own endpoint moves to a newer version only once that is ready, and away from one that is gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from formats.envelope import Outcome
@@ -71,17 +71,25 @@ class Pool:
         self.in_flight += 1
         key = tuple(batch)
         self._running.add(key)
-        future = asyncio.ensure_future(self.backend.run([pending.prediction for pending in batch]))
+        future = asyncio.ensure_future(self._run(batch))
         future.add_done_callback(partial(self._landed, batcher, key))
+
+    def _run(self, batch: list[Pending]) -> Awaitable[list[Outcome]]:
+        try:
+            return self.backend.run([pending.prediction for pending in batch])
+        except Exception as error:  # noqa: BLE001  even a broken backend gives its slot back
+            failed: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
 
     def _landed(self, batcher: Batcher, batch: tuple[Pending, ...], future: asyncio.Future[list[Outcome]]) -> None:
         self.in_flight -= 1
         self._running.discard(batch)
-        error = None if future.cancelled() else future.exception()
-        if error is None and not future.cancelled():
-            outcomes = future.result()
-            assert len(outcomes) == len(batch), f"{self.name}: {len(outcomes)} outcomes for {len(batch)} predictions"
-            for pending, outcome in zip(batch, outcomes, strict=True):
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is None and len(future.result()) != len(batch):
+            error = ValueError(f"{len(future.result())} outcomes for {len(batch)} predictions")
+        if error is None:
+            for pending, outcome in zip(batch, future.result(), strict=True):
                 pending.answer(outcome)
         elif isinstance(error, BatchRefused):
             asyncio.get_running_loop().call_later(_REFUSED_PAUSE_S, batcher.put_back, list(batch))
@@ -90,7 +98,7 @@ class Pool:
         if self._line:
             self._schedule()
 
-    def _lost(self, batcher: Batcher, batch: tuple[Pending, ...], error: BaseException | None) -> None:
+    def _lost(self, batcher: Batcher, batch: tuple[Pending, ...], error: BaseException) -> None:
         if not isinstance(error, BatchLost):
             _log.error("pool %s: a backend may raise BatchLost or BatchRefused only", self.name, exc_info=error)
         again = []

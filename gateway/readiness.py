@@ -20,11 +20,16 @@ class Readiness:
     draining: bool = False
     started: bool = False
     """The store has been looked at once."""
+    _settled: bool = False
+    """What was found at start has been loaded or has failed; a version published later must not unready the rest."""
 
     @property
     def ready(self) -> bool:
         """Nothing is still loading, and at least one endpoint can answer (or none is published yet)."""
-        if self.draining or not self.started or not self.catalog.settled:
+        if self.draining or not self.started:
+            return False
+        self._settled = self._settled or self.catalog.settled
+        if not self._settled:
             return False
         if not all(pool.healthy for pool in self.pools.values()):
             return False

@@ -111,11 +111,15 @@ class Router:
         self.endpoints: Mapping[str, Endpoint] = {}
         self.deployments: Mapping[tuple[str, str, str], Deployment] = {}
         """By model, version and mode."""
+        self.refused: Mapping[tuple[str, str], str] = {}
+        """Published versions that cannot be opened, with the reason."""
 
     def endpoint(self, name: str) -> Endpoint:
-        """Raises `NotFound` when nothing has that name."""
+        """Raises `NotFound` when nothing has that name, `NotReady` when all there is of it is damaged."""
         endpoint = self.endpoints.get(name)
         if endpoint is None:
+            for refused in (key for key in self.refused if key[0] == name):
+                raise self._not_ready(refused)
             raise NotFound(f"Endpoint {name} not found")
         return endpoint
 
@@ -140,6 +144,7 @@ class Router:
 
         Raises:
             NotFound: no such model, version or mode.
+            NotReady: that version is damaged.
         """
         if not version:
             deployment = self.endpoint(name).pick().deployment
@@ -148,6 +153,8 @@ class Router:
             name, version = deployment.manifest.name, deployment.manifest.version
         found = self.deployments.get((name, version, mode))
         if found is None:
+            if (name, version) in self.refused:
+                raise self._not_ready((name, version))
             known = sorted({v for n, v, _ in self.deployments if n == name})
             if not known:
                 raise NotFound(f"Model not found: {name}")
@@ -155,3 +162,6 @@ class Router:
                 raise NotFound(f"Model version: {version} does not exist for model: {name}; it has: {', '.join(known)}")
             raise NotFound(f"model '{name}' has no mode '{mode}'")
         return found
+
+    def _not_ready(self, key: tuple[str, str]) -> NotReady:
+        return NotReady(f"model '{key[0]}' version {key[1]} is not ready: {self.refused[key]}")

@@ -192,7 +192,7 @@ class EmbeddedBackend:
 
     def _idle_worker(self, slot: int) -> _Worker | None:
         for worker in self._workers:
-            if not worker.busy and slot in worker.slots:
+            if not worker.busy and slot in worker.slots and not worker.connection.lost.done():
                 return worker
         return None
 
@@ -263,7 +263,11 @@ class EmbeddedBackend:
 
     async def _ping(self, worker: _Worker) -> None:
         """A worker answers its first frame when its imports are done."""
-        await worker.connection.call(Kind.UNLOAD, 2**32 - 1)
+        hung = asyncio.get_running_loop().call_later(self._settings.startup_timeout_s, self._kill_hung, worker)
+        try:
+            await worker.connection.call(Kind.UNLOAD, 2**32 - 1)
+        finally:
+            hung.cancel()
 
     async def _load_into(self, worker: _Worker, loaded: _Loaded) -> None:
         try:
@@ -287,11 +291,14 @@ def _settle(result: asyncio.Future[list[Outcome]], call: asyncio.Future[Frame], 
         result.set_exception(error)
         return
     frame = call.result()
-    if frame.kind == Kind.FAILED:
-        failure = error_from_code(*msgpack.unpackb(frame.payload))
-        result.set_result([Outcome.of_error(failure)] * size)
-    else:
-        result.set_result(unpack_outcomes(frame.payload))
+    try:
+        if frame.kind == Kind.FAILED:
+            failure = error_from_code(*msgpack.unpackb(frame.payload))
+            result.set_result([Outcome.of_error(failure)] * size)
+        else:
+            result.set_result(unpack_outcomes(frame.payload))
+    except (ValueError, TypeError) as error_:
+        result.set_exception(BatchLost(f"the worker's answer cannot be read: {error_}"))
 
 
 async def _end(process: asyncio.subprocess.Process, *, kill: bool = False, patience_s: float = 5.0) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from http import HTTPStatus
 from typing import Any
 
 import fastapi
@@ -29,9 +30,11 @@ from gateway.tensor_protocol import model_metadata, server_metadata, server_vers
 
 __all__ = ["build_app"]
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status.value: {"description": status.phrase} for status in sorted({http for http, _ in STATUS.values()})
-}
+
+def error_statuses(route: PredictionRoute) -> dict[int | str, dict[str, Any]]:
+    """Every error status that a prediction route may answer, by asking it."""
+    statuses = {route.error(kind("")).status for kind in STATUS} | {route.model_error or 500}
+    return {status: {"description": HTTPStatus(status).phrase} for status in sorted(statuses)}
 
 
 def build_app(settings: Settings, router: Router, readiness: Readiness) -> FastAPI:
@@ -106,7 +109,7 @@ def _add_prediction(app: FastAPI, route: PredictionRoute, path: str, settings: S
             summary=route.summary,
             operation_id=f"{method.lower()}_{route.protocol}_{re.sub(r'[^a-z]+', '_', path).strip('_')}",
             response_class=fastapi.Response,
-            responses=_ERRORS,
+            responses=error_statuses(route),
             openapi_extra={"parameters": parameters, "requestBody": body},
         )
 

@@ -81,7 +81,7 @@ def _split(request: Request) -> tuple[dict[str, Any] | None, memoryview]:
     text = request.header(_HEADER_LENGTH)
     if not text:
         return _load_json(request.body), body[len(body) :]
-    if not text.isascii() or not text.isdecimal() or int(text) > len(body):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20) or int(text) > len(body):
         raise InvalidBody(f"Inference-Header-Content-Length {text!r} must be a number from 0 to {len(body)}")
     length = int(text)
     return (_load_json(request.body[:length]) if length else None), body[length:]
@@ -103,9 +103,11 @@ def _load_non_finite(text: bytes, error: ValueError) -> Any:
     if b"NaN" not in text and b"Infinity" not in text:
         raise failure from error
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as again:
+        value = json.loads(text)
+        orjson.dumps(value)  # as strict with the rest as for everybody: no lone surrogates, no numbers beyond 64 bits
+    except (ValueError, TypeError, RecursionError) as again:
         raise failure from again
+    return value
 
 
 def _raw_input(deployment: Deployment, binary: memoryview) -> Tensor:

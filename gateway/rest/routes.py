@@ -23,6 +23,8 @@ class PredictionRoute(NamedTuple):
     """Request, router, seconds it may take, and where the one answer goes. Raises `PenstockError` before it queues."""
     error: Callable[[PenstockError], Response]
     methods: tuple[str, ...] = ("POST",)
+    model_error: int | None = None
+    """Status of what a model answers with an error, where it is not that of `error`."""
 
 
 _RUNTIME = PredictionRoute(
@@ -31,6 +33,7 @@ _RUNTIME = PredictionRoute(
     "SageMaker runtime: InvokeEndpoint",
     sagemaker.runtime_invocations,
     sagemaker.runtime_error,
+    model_error=424,
 )
 _CONTAINER = PredictionRoute(
     "container",

@@ -1,4 +1,4 @@
-"""Small ONNX graphs for the tensor protocols: their answers are obvious, and one of them takes as long as it is told."""
+"""Small ONNX graphs for the tensor protocols: obvious answers, and one that takes as long as it is told."""
 
 from __future__ import annotations
 

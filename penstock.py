@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from gateway.server import Gateway
+    from model_store.store import Store
 
 __all__ = ["app", "main"]
 
@@ -41,7 +42,9 @@ def train(
     """Train a model; prints the checkpoint to export. Started again, it resumes where it was."""
     values: dict[str, Any] = _read_json_object(hyperparameters) if hyperparameters else {}
     values.update(_pairs(set_ or [], "--set"))
-    channels = {name: Path(directory) for name, directory in _pairs(channel, "--channel").items()}
+    channels = {name: Path(directory) for name, directory in _pairs(channel, "--channel").items() if directory}
+    if len(channels) < len(channel):  # Path("") would be the current directory
+        _fail(f"--channel {' '.join(channel)}: expected NAME=DIR, each with a directory")
 
     from trainers.run import train as run  # noqa: PLC0415
 
@@ -63,17 +66,27 @@ def export(
 
 @app.command()
 def publish(
-    bundle: Annotated[Path, typer.Argument(help="What `penstock export` wrote.")],
+    bundle: Annotated[Path, typer.Argument(help="What `penstock export` wrote, or an ONNX or TorchScript file.")],
     name: Annotated[str, typer.Option(help="A letter, then letters, digits, '_', '.' or '-'.")],
     version: Annotated[str | None, typer.Option(help="Default: one more than the largest published.")] = None,
     store: StoreOption = None,
+    algorithm: Annotated[
+        str | None, typer.Option(help="`tensor`: publish somebody else's graph file, served on its own tensors.")
+    ] = None,
+    input_: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Of a TorchScript file, as NAME:DATATYPE:SHAPE, like x:FP32:-1,16; repeatable."),
+    ] = None,
+    output: Annotated[list[str] | None, typer.Option(help="Likewise, in the order of what it returns.")] = None,
 ) -> None:
     """Put a bundle into the store, whole or not at all; a running gateway picks it up."""
     from exporters.archive import write_archive  # noqa: PLC0415
-    from model_store.store import DEFAULT_ROOT, Store  # noqa: PLC0415
+    from model_store.store import check_name  # noqa: PLC0415
 
-    with _user_errors():
-        published = Store(store or DEFAULT_ROOT).publish(bundle, name=name, version=version, archive=write_archive)
+    root = _open_store(store)
+    with _user_errors(), _bundle_of(bundle, algorithm, input_ or [], output or []) as directory:
+        check_name(name)
+        published = root.publish(directory, name=name, version=version, archive=write_archive)
     typer.echo(f"{published.manifest.name} version {published.manifest.version}: {published.path}")
 
 
@@ -84,23 +97,25 @@ def models(store: StoreOption = None) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     from formats.errors import PenstockError  # noqa: PLC0415
-    from model_store.store import DEFAULT_ROOT, Store  # noqa: PLC0415
 
-    root = Store(store or DEFAULT_ROOT)
-    table, broken = Table("name", "version", "algorithm", "modes", "created", "files"), False
+    root = _open_store(store)
+    table = Table("name", "version", "algorithm", "modes", "created", "files")
+    broken = [f"{path}: manifest.json is missing" for path in root.unreadable()]
     for name in root.names():
         for version in root.versions(name):
             try:
                 bundle = root.open(name, version)
                 bundle.verify()
             except PenstockError as error:
-                broken = True
-                table.add_row(name, version, "", "", "", f"[red]{error}")
+                broken.append(str(error))
+                table.add_row(name, version, "", "", "", "[red]broken")
                 continue
             m = bundle.manifest
             modes = ", ".join(f"{mode} ({'>'.join(spec.placement)})" for mode, spec in m.modes.items())
             table.add_row(name, version, m.algorithm, modes, m.created, "ok")
     Console().print(table)
+    for text in broken:  # beside the table: its columns would cut a path in two
+        typer.echo(f"penstock: {text}", err=True)
     raise typer.Exit(1 if broken else 0)
 
 
@@ -123,13 +138,14 @@ def serve(
     from gateway.server import run  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
 
+    _open_store(store)
     try:
         settings = read_settings(config, store=store)
         configure_logs(settings.log_format)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings, _announce))
     except (PenstockError, OSError, ValueError) as error:
-        _fail(str(error))
+        _fail(_one_line(error))
 
 
 @app.command()
@@ -141,23 +157,28 @@ def predict(
     accept: Annotated[str, typer.Option(help="Wanted media type of the answer.")] = "application/json",
 ) -> None:
     """Send one request over the SageMaker runtime protocol and print the answer."""
+    import http.client  # noqa: PLC0415
     import mimetypes  # noqa: PLC0415
     import urllib.error  # noqa: PLC0415
+    import urllib.parse  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
     with _user_errors():
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     guessed = content_type or mimetypes.guess_type(file.name)[0] or "application/json"
-    request = urllib.request.Request(  # noqa: S310
-        f"{url}/endpoints/{endpoint}/invocations", body, {"Content-Type": guessed, "Accept": accept}
-    )
+    address = f"{url.rstrip('/')}/endpoints/{urllib.parse.quote(endpoint, safe='')}/invocations"
+    if not address.startswith(("http://", "https://")):
+        _fail(f"--url {url}: expected http://HOST:PORT or https://HOST:PORT")
     try:
+        request = urllib.request.Request(address, body, {"Content-Type": guessed, "Accept": accept})  # noqa: S310
         with urllib.request.urlopen(request, timeout=70) as answer:  # noqa: S310
             sys.stdout.buffer.write(answer.read() + b"\n")
     except urllib.error.HTTPError as error:
         _fail(f"{error.code} {error.reason}: {error.read().decode(errors='replace')}")
     except urllib.error.URLError as error:
         _fail(f"no gateway at {url}: {error.reason}")
+    except (http.client.HTTPException, OSError, ValueError) as error:  # cut off half way, or a header that is none
+        _fail(f"no answer from {url}: {type(error).__name__}: {error}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -185,6 +206,41 @@ def _announce(gateway: Gateway) -> None:
         console.print("  no model is published yet: penstock publish BUNDLE --name NAME")
 
 
+def _open_store(root: Path | None) -> Store:
+    from model_store.store import DEFAULT_ROOT, Store  # noqa: PLC0415
+
+    if root is not None and root.exists() and not root.is_dir():
+        _fail(f"store {root} is not a directory")
+    return Store(root or DEFAULT_ROOT)
+
+
+@contextmanager
+def _bundle_of(path: Path, algorithm: str | None, inputs: list[str], outputs: list[str]) -> Iterator[Path]:
+    """The bundle to publish; around a bare graph file one is made for the moment."""
+    if algorithm is None and not path.is_file():
+        if inputs or outputs:
+            raise ValueError("--input and --output belong to a graph file and --algorithm tensor")
+        yield path
+        return
+    if algorithm != "tensor":
+        raise ValueError(
+            f"{path}: --algorithm {algorithm}: only `tensor` publishes a graph file"
+            if algorithm
+            else f"{path} is a file, not a bundle; a graph of somebody else is published with --algorithm tensor"
+        )
+    from tempfile import TemporaryDirectory  # noqa: PLC0415
+
+    from exporters.tensor import export_graph, parse_spec  # noqa: PLC0415
+
+    with TemporaryDirectory() as directory:
+        yield export_graph(
+            path,
+            Path(directory) / "bundle",
+            inputs=[parse_spec(each) for each in inputs],
+            outputs=[parse_spec(each) for each in outputs],
+        )
+
+
 def _pairs(items: list[str], option: str) -> dict[str, str]:
     pairs = {}
     for item in items:
@@ -199,7 +255,10 @@ def _pairs(items: list[str], option: str) -> dict[str, str]:
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     with _user_errors():
-        value = json.loads(path.read_text())
+        try:
+            value = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}: expected a JSON object of hyperparameters, found {type(value).__name__}")  # noqa: TRY004
         return value
@@ -213,7 +272,17 @@ def _user_errors() -> Iterator[None]:
     try:
         yield
     except (PenstockError, ValueError, OSError) as error:
-        _fail(str(error))
+        _fail(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    """An error as one line; of a failed validation, each field with what is wrong with it."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    if isinstance(error, ValidationError):
+        details = [f"{'.'.join(map(str, d['loc']))}: {d['msg']} (found {d['input']!r:.80})" for d in error.errors()]
+        return f"{error.title}: {'; '.join(details)}"
+    return " ".join(str(error).splitlines())
 
 
 def _fail(text: str) -> NoReturn:

@@ -278,7 +278,7 @@ class _Managed:
         text = "pool %s: TorchServe ended after %.0f s; starting another in %.1f s"
         _log.error(text, self._name, lived, backoff)
         await self._hang_up()
-        await self._process.end()  # workers of a JVM that was killed may still be busy
+        await self._process.end(gently=False)  # a JVM that hangs, or busy workers of one that was killed
         await asyncio.sleep(backoff)
         try:
             await self._boot()
@@ -319,12 +319,12 @@ class _Managed:
         query = f"url={model.registered}&model_name={model.registered}&initial_workers={self._settings.workers}"
         reply = await self._process.call("POST", f"/models?{query}", self._settings.startup_timeout_s)
         if reply.status not in (HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.CONFLICT):
+            self._raise_reported(model)
             name = model.bundle.manifest.name
             raise NotReady(f"pool {self._name}: TorchServe refused model '{name}': {reply.status}: {reply.text()}")
 
     async def _ready(self, model: _Model) -> None:
         """Wait until every worker has loaded the model and reproduced its golden answer."""
-        report = self._process.reports / f"{model.registered}.json"
         name = model.bundle.manifest.name
         deadline = time.monotonic() + self._settings.startup_timeout_s
         while True:
@@ -332,13 +332,17 @@ class _Managed:
             if workers is not None and len(workers) >= self._settings.workers:
                 model.pids, model.last_ready = frozenset(workers), time.monotonic()
                 return
-            if report.exists():
-                failure = orjson.loads(report.read_bytes())
-                raise error_from_code(failure["code"], failure["message"])
+            self._raise_reported(model)
             if time.monotonic() > deadline:
                 text = f"model '{name}' did not load within {self._settings.startup_timeout_s:g} s"
                 raise NotReady(f"pool {self._name}: {text}; see workers.log of the pool")
             await asyncio.sleep(_READY_POLL_S)
+
+    def _raise_reported(self, model: _Model) -> None:
+        """Raise what a worker said when it could not load the model; TorchServe only says that it died."""
+        with contextlib.suppress(FileNotFoundError):
+            failure = orjson.loads((self._process.reports / f"{model.registered}.json").read_bytes())
+            raise error_from_code(failure["code"], failure["message"])
 
     async def _workers(self, model: _Model) -> set[int] | None:
         """Process ids that are alive and have the model loaded; None when the server does not know it."""

@@ -31,6 +31,8 @@ UNAVAILABLE, INTERNAL = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL
         (INTERNAL, "Model not found: m\nModelNotFoundException.()", "UNKNOWN_MODEL"),
         (INTERNAL, "Model version: 9 does not exist\nModelVersionNotFoundException.()", "UNKNOWN_MODEL"),
         (UNAVAILABLE, "failed to connect to all addresses; last error: UNKNOWN: Connection refused (111)", "REFUSED"),
+        (UNAVAILABLE, "connections to all backends failing; last error: ipv4:1.2.3.4:5: Socket closed", "REFUSED"),
+        (UNAVAILABLE, "DNS resolution failed for nowhere:1", "REFUSED"),
         (UNAVAILABLE, "Socket closed", "LOST"),
         (UNAVAILABLE, "recvmsg:Connection reset by peer", "LOST"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", "LOST"),

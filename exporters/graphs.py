@@ -49,10 +49,10 @@ def write_graph(directory: Path, graph: ExportableGraph) -> Graph:
         warnings.filterwarnings("ignore", r".*legacy TorchScript-based ONNX export.*", DeprecationWarning)
         warnings.filterwarnings("ignore", r"The feature will be removed\.", DeprecationWarning)
         warnings.filterwarnings("ignore", r"no signature found for <torch\.ScriptMethod", UserWarning)
-        frozen = torch.jit.freeze(torch.jit.script(graph.module.eval()))
-        torch.jit.save(frozen, str(directory / f"{graph.name}.pt"))
+        scripted = torch.jit.script(graph.module.eval())
+        torch.jit.save(torch.jit.freeze(scripted), str(directory / f"{graph.name}.pt"))
         torch.onnx.export(
-            frozen,
+            scripted,  # not the frozen one: its weights would become nameless constants
             graph.samples[0],
             str(directory / f"{graph.name}.onnx"),
             input_names=[spec.name for spec in graph.inputs],

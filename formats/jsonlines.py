@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from formats.errors import InvalidBody
-from formats.lines import MAX_LINE, read_lines
+from formats.lines import MAX_LINE, line_blocks
 
 __all__ = ["decode", "encode", "parse_json", "read", "write"]
 
@@ -37,26 +37,23 @@ def read(
         InvalidBody: `name, line N: ...`.
     """
     loads = orjson.loads
-    for number, line in read_lines(stream, name, max_line=max_line):
-        try:
-            value = loads(line)
-        except orjson.JSONDecodeError as error:
-            if not strict and not line.strip():
+    for first, lines in line_blocks(stream, name, max_line=max_line):
+        for number, line in enumerate(lines, first):
+            try:
+                value = loads(line)
+            except orjson.JSONDecodeError:
+                value = None
+            if type(value) is dict:
+                yield number, value
+            elif not (strict or line.strip()):
                 continue
-            if not strict and number == 1 and line.startswith(_BOM):
-                value = _second_try(line.removeprefix(_BOM), f"{name}, line 1")
-            elif on_bad is None:
-                raise InvalidBody(f"{name}, line {number}: {_fault(line, error)}") from error
             else:
-                on_bad(number, _fault(line, error))
-                continue
-        if type(value) is not dict:
-            fault = f"expected a JSON object, got {_kind(value)}: {line[:80]!r}"
-            if on_bad is None:
-                raise InvalidBody(f"{name}, line {number}: {fault}")
-            on_bad(number, fault)
-            continue
-        yield number, value
+                try:
+                    yield number, _second_look(line, number, strict)
+                except InvalidBody as error:
+                    if on_bad is None:
+                        raise InvalidBody(f"{name}, line {number}: {error}") from error
+                    on_bad(number, str(error))
 
 
 def decode(data: bytes, name: str = "body") -> list[dict[str, Any]]:
@@ -101,8 +98,17 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _second_try(line: bytes, where: str) -> Any:
-    return parse_json(line, where)
+def _second_look(line: bytes, number: int, strict: bool) -> dict[str, Any]:
+    """What is wrong with a line, unless it only begins with a byte order mark."""
+    if number == 1 and not strict:
+        line = line.removeprefix(_BOM)
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise InvalidBody(_fault(line, error)) from error
+    if not isinstance(value, dict):
+        raise InvalidBody(f"expected a JSON object, got {_kind(value)}: {line[:80]!r}")
+    return value
 
 
 def _fault(line: bytes, error: orjson.JSONDecodeError) -> str:

@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 
 from formats.errors import InvalidBody
 
-__all__ = ["MAX_LINE", "gunzipped", "read_blocks", "read_lines"]
+__all__ = ["MAX_LINE", "gunzipped", "line_blocks", "read_blocks", "read_lines"]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest accepted line in bytes: a file without line ends must not become one allocation."""
@@ -29,9 +29,21 @@ def read_lines(stream: BinaryIO, name: str, *, max_line: int = MAX_LINE) -> Iter
     Raises:
         InvalidBody: a line is longer than `max_line`, or gzip data is damaged; the text names file and line.
     """
-    number, size = 0, 0
+    for first, lines in line_blocks(stream, name, max_line=max_line):
+        for number, line in enumerate(lines, first):
+            yield number, line[:-1] if line.endswith(b"\r") else line
+
+
+def line_blocks(stream: BinaryIO, name: str, *, max_line: int = MAX_LINE) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield (number of the first line, lines) block by block, for loops that count nanoseconds; CR stays.
+
+    Splitting blocks is about twice as fast as asking a stream for line after line.
+
+    Raises:
+        InvalidBody: as `read_lines`.
+    """
+    number, size = 1, 0
     rest: list[bytes] = []
-    # splitting blocks is about twice as fast as asking for line after line
     for block in read_blocks(stream, name):
         lines = block.split(b"\n")
         if len(lines) > 1:
@@ -39,13 +51,13 @@ def read_lines(stream: BinaryIO, name: str, *, max_line: int = MAX_LINE) -> Iter
             rest, size = [], 0
         rest.append(lines.pop())
         size += len(rest[-1])
-        for line in lines:
-            number += 1
-            yield number, line[:-1] if line.endswith(b"\r") else line
+        if lines:
+            yield number, lines
+            number += len(lines)
         if size > max_line:
-            raise InvalidBody(f"{name}, line {number + 1}: longer than {max_line} bytes; are line ends missing?")
+            raise InvalidBody(f"{name}, line {number}: longer than {max_line} bytes; are line ends missing?")
     if size:
-        yield number + 1, b"".join(rest).removesuffix(b"\r")
+        yield number, [b"".join(rest)]
 
 
 def read_blocks(stream: BinaryIO, name: str) -> Iterator[bytes]:

@@ -127,6 +127,7 @@ def serve(
     """Serve the store until Ctrl-C or SIGTERM, which drain and end with status 0."""
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
+    import tomllib  # noqa: PLC0415
 
     # workers are started by fork and exec: gRPC's fork handlers have nothing to do but to warn
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -144,6 +145,8 @@ def serve(
         configure_logs(settings.log_format)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings, _announce))
+    except tomllib.TOMLDecodeError as error:
+        _fail(f"{config} is not TOML: {error}")
     except (PenstockError, OSError, ValueError) as error:
         _fail(_one_line(error))
 
@@ -281,7 +284,7 @@ def _one_line(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         details = [f"{'.'.join(map(str, d['loc']))}: {d['msg']} (found {d['input']!r:.80})" for d in error.errors()]
-        return f"{error.title}: {'; '.join(details)}"
+        return f"invalid value: {'; '.join(details)}"
     return " ".join(str(error).splitlines())
 
 

@@ -171,8 +171,8 @@ def read_manifest(directory: Path) -> Manifest:
         CorruptBundle: missing, a link, altered since it was written, or not a manifest.
     """
     for name in (MANIFEST, MANIFEST_CHECKSUM):
-        if (directory / name).is_symlink():
-            raise CorruptBundle(f"{directory}: {name} is not a plain file")
+        if (directory / name).is_symlink() or not (directory / name).is_file():  # to read a pipe would wait for ever
+            raise CorruptBundle(f"{directory}: {name} is missing or not a plain file")
     try:
         text = (directory / MANIFEST).read_bytes()
         guard = (directory / MANIFEST_CHECKSUM).read_bytes()

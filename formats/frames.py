@@ -59,6 +59,11 @@ class FrameParser:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that are complete now; the rest waits for more bytes."""
         buffer = self._buffer
+        if not buffer and len(data) >= HEADER.size:
+            length, kind, call, slot = HEADER.unpack_from(data)
+            if len(data) == HEADER.size + length:  # nearly always: one frame, whole
+                yield Frame(kind, call, slot, data[HEADER.size :])
+                return
         buffer += data
         while len(buffer) >= HEADER.size:
             length, kind, call, slot = HEADER.unpack_from(buffer)

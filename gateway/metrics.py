@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from math import inf
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 __all__ = ["Metrics", "Reading"]
 
@@ -17,49 +21,74 @@ Reading = tuple[str, str, tuple[str, ...], tuple[str, ...], float]
 """A gauge read at scrape time: name, help, label names, label values, value."""
 
 
+class _Distribution:
+    """A histogram's numbers for one set of labels. The event loop is alone with it, so it needs no lock."""
+
+    __slots__ = ("_bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as the text format wants them."""
+        bounds = [str(floatToGoString(b)) for b in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
+        return list(zip(bounds, accumulate(self.counts), strict=True))
+
+
+class _Distributions(Collector):
+    """A family of histograms: prometheus_client's own takes a lock per bucket, which counts on the hot path."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], bounds: tuple[float, ...]) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._cells: dict[tuple[str, ...], _Distribution] = {}
+
+    def labels(self, *values: str) -> _Distribution:
+        cell = self._cells.get(values)
+        if cell is None:
+            cell = self._cells[values] = _Distribution(self._bounds)
+        return cell
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for values, cell in self._cells.items():
+            family.add_metric(values, cell.buckets(), cell.sum)
+        yield family
+
+    def describe(self) -> Iterator[Metric]:
+        yield HistogramMetricFamily(self._name, self._text, labels=self._labels)
+
+
 class Metrics:
     """Counters and histograms of one gateway process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "penstock_requests", "Predictions answered", ["protocol", "endpoint", "code"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "penstock_request_seconds",
-            "From the complete request to the answer handed to the socket",
-            ["protocol", "endpoint"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._batch_size = Histogram(
-            "penstock_batch_size",
-            "Predictions per backend call",
-            ["model", "version", "mode", "pool"],
-            buckets=_SIZES,
-            registry=self.registry,
-        )
-        self._queue_seconds = Histogram(
-            "penstock_queue_seconds",
-            "Wait of a batch's oldest prediction before its backend call",
-            ["model", "version", "mode", "pool"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
         self._events = Counter(
             "penstock_pool_events", "What happened in a pool's backend", ["pool", "event"], registry=self.registry
         )
-        self._answered: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._seconds = _Distributions(
+            "penstock_request_seconds",
+            "From the complete request to the answer handed to the socket",
+            ("protocol", "endpoint", "code"),
+            _SECONDS,
+        )
+        of_batcher = ("model", "version", "mode", "pool")
+        self._batch_size = _Distributions("penstock_batch_size", "Predictions per backend call", of_batcher, _SIZES)
+        self._queue_seconds = _Distributions(
+            "penstock_queue_seconds", "Wait of a batch's oldest prediction before its call", of_batcher, _SECONDS
+        )
+        for family in (self._seconds, self._batch_size, self._queue_seconds):
+            self.registry.register(family)
 
     def answered(self, protocol: str, endpoint: str, code: str, seconds: float) -> None:
         """Count one prediction. `endpoint` must be a known name or empty, never what a client made up."""
-        key = (protocol, endpoint, code)
-        children = self._answered.get(key)
-        if children is None:  # looking labels up costs more than counting: do it once
-            children = (self._requests.labels(*key).inc, self._seconds.labels(protocol, endpoint).observe)
-            self._answered[key] = children
-        children[0]()
-        children[1](seconds)
+        self._seconds.labels(protocol, endpoint, code).observe(seconds)
 
     def batch_observers(
         self, model: str, version: str, mode: str, pool: str

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgpack
 
 from formats.errors import BackendFailed, PenstockError, code_of
-from formats.frames import HEADER, Kind, encode_frame
+from formats.frames import FrameParser, Kind, encode_frame
 from formats.packed import pack_outcomes, unpack_predictions
 from handlers.algorithms import load_handler
 from handlers.graph import Runtime
@@ -27,6 +27,9 @@ from model_store.store import Bundle
 __all__ = ["Host", "main"]
 
 _log = logging.getLogger("penstock.host")
+
+_READ_BYTES = 64 * 1024
+"""Below the size from which the allocator asks the kernel for fresh pages each time."""
 
 
 class Host:
@@ -79,29 +82,12 @@ def _failed(call: int, slot: int, error: PenstockError) -> bytes:
     return encode_frame(Kind.FAILED, call, slot, text)
 
 
-def _read_exactly(connection: socket.socket, size: int) -> bytearray | None:
-    buffer = bytearray(size)
-    view, filled = memoryview(buffer), 0
-    while filled < size:
-        count = connection.recv_into(view[filled:])
-        if count == 0:
-            return None
-        filled += count
-    return buffer
-
-
 def serve(connection: socket.socket) -> None:
     """Answer frames until the other end closes."""
-    host = Host()
-    while True:
-        header = _read_exactly(connection, HEADER.size)
-        if header is None:
-            return
-        length, kind, call, slot = HEADER.unpack(header)
-        payload = _read_exactly(connection, length)
-        if payload is None:
-            return
-        connection.sendall(host.answer(kind, call, slot, bytes(payload)))
+    host, parser = Host(), FrameParser()
+    while data := connection.recv(_READ_BYTES):
+        for frame in parser.feed(data):
+            connection.sendall(host.answer(*frame))
 
 
 def main() -> None:

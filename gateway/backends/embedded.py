@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -30,8 +31,13 @@ _log = logging.getLogger("penstock.embedded")
 
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 10.0
+_HUNG_CHECK_S = 1.0
 _STABLE_S = 30.0
 """A worker that lived this long starts its next life without back-off."""
+
+
+OnAnswer = Callable[[Frame | None], None]
+"""Gets the answer to a call, or None when the worker is gone."""
 
 
 class _Connection(asyncio.Protocol):
@@ -39,7 +45,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.lost = asyncio.get_running_loop().create_future()
-        self._calls: dict[int, asyncio.Future[Frame]] = {}
+        self._calls: dict[int, OnAnswer] = {}
         self._numbers = itertools.cycle(range(1, 2**32))
         self._parser = FrameParser()
         self._transport: asyncio.Transport | None = None
@@ -49,27 +55,39 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for frame in self._parser.feed(data):
-            future = self._calls.pop(frame.call, None)
-            if future is not None and not future.done():
-                future.set_result(frame)
+            on_answer = self._calls.pop(frame.call, None)
+            if on_answer is not None:
+                on_answer(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         calls, self._calls = self._calls, {}
-        for future in calls.values():
-            if not future.done():
-                future.set_exception(BatchLost("the worker died"))
+        for on_answer in calls.values():
+            on_answer(None)
         if not self.lost.done():
             self.lost.set_result(None)
+
+    def send(self, kind: Kind, slot: int, payload: bytes, on_answer: OnAnswer) -> None:
+        """Send a frame; `on_answer` is called exactly once, at once when the worker is gone already."""
+        if self.lost.done() or self._transport is None:
+            on_answer(None)
+            return
+        number = next(self._numbers)
+        self._calls[number] = on_answer
+        self._transport.write(encode_frame(kind, number, slot, payload))
 
     def call(self, kind: Kind, slot: int, payload: bytes = b"") -> asyncio.Future[Frame]:
         """Send a frame; the future holds the answer, or raises `BatchLost` when the worker is gone."""
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        if self.lost.done() or self._transport is None:
-            future.set_exception(BatchLost("the worker died"))
-            return future
-        number = next(self._numbers)
-        self._calls[number] = future
-        self._transport.write(encode_frame(kind, number, slot, payload))
+
+        def on_answer(frame: Frame | None) -> None:
+            if future.done():
+                return
+            if frame is None:
+                future.set_exception(BatchLost("the worker died"))
+            else:
+                future.set_result(frame)
+
+        self.send(kind, slot, payload, on_answer)
         return future
 
     def close(self) -> None:
@@ -85,7 +103,8 @@ class _Worker:
     connection: _Connection
     started: float
     slots: set[int] = field(default_factory=set)
-    busy: bool = False
+    busy_since: float | None = None
+    """Loop time at which its batch was sent; None while it has none."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +128,19 @@ class EmbeddedBackend:
         self._next_slot = itertools.count()
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = False
+        self._loop = asyncio.get_running_loop()
 
     @property
     def capacity(self) -> int:
         return len(self._workers)
 
     async def start(self) -> None:
-        first_ready = [asyncio.get_running_loop().create_future() for _ in range(self._settings.workers)]
+        first_ready = [self._loop.create_future() for _ in range(self._settings.workers)]
         self._keepers = [
             asyncio.create_task(self._keep(index, ready), name=f"{self._name}-worker-{index}")
             for index, ready in enumerate(first_ready)
         ]
+        self._keepers.append(asyncio.create_task(self._watch_hung(), name=f"{self._name}-hung"))
         try:
             async with asyncio.timeout(self._settings.startup_timeout_s):
                 await asyncio.gather(*first_ready)
@@ -159,21 +180,13 @@ class EmbeddedBackend:
     def run(self, batch: Sequence[Prediction]) -> Awaitable[list[Outcome]]:
         loaded = self._models.get((batch[0].model, batch[0].version))
         worker = None if loaded is None else self._idle_worker(loaded.slot)
-        result: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[list[Outcome]] = self._loop.create_future()
         if worker is None or loaded is None:
             result.set_exception(BatchRefused(f"pool {self._name}: no idle worker has the model"))
             return result
-        worker.busy = True
-        loop = asyncio.get_running_loop()
-        call = worker.connection.call(Kind.RUN, loaded.slot, pack_predictions(batch))
-        hung = loop.call_later(self._settings.run_timeout_s, self._kill_hung, worker)
-
-        def answered(future: asyncio.Future[Frame]) -> None:
-            hung.cancel()
-            worker.busy = False
-            _settle(result, future, len(batch))
-
-        call.add_done_callback(answered)
+        worker.busy_since = self._loop.time()
+        on_answer = partial(_settle, worker, result, len(batch))
+        worker.connection.send(Kind.RUN, loaded.slot, pack_predictions(batch), on_answer)
         return result
 
     async def healthy(self) -> bool:
@@ -192,7 +205,7 @@ class EmbeddedBackend:
 
     def _idle_worker(self, slot: int) -> _Worker | None:
         for worker in self._workers:
-            if not worker.busy and slot in worker.slots and not worker.connection.lost.done():
+            if worker.busy_since is None and slot in worker.slots and not worker.connection.lost.done():
                 return worker
         return None
 
@@ -201,6 +214,15 @@ class EmbeddedBackend:
         self._count("worker_hung")
         with contextlib.suppress(ProcessLookupError):
             worker.process.kill()
+
+    async def _watch_hung(self) -> None:
+        """Replace workers that compute for too long; one look a second costs less than a timer per batch."""
+        while True:
+            await asyncio.sleep(_HUNG_CHECK_S)
+            limit = self._loop.time() - self._settings.run_timeout_s
+            for worker in list(self._workers):
+                if worker.busy_since is not None and worker.busy_since < limit:
+                    self._kill_hung(worker)
 
     async def _keep(self, index: int, first_ready: asyncio.Future[None]) -> None:
         """Keep one worker alive for ever: start, load, wait for its end, back off, again."""
@@ -283,22 +305,18 @@ class EmbeddedBackend:
         worker.slots.add(loaded.slot)
 
 
-def _settle(result: asyncio.Future[list[Outcome]], call: asyncio.Future[Frame], size: int) -> None:
+def _settle(worker: _Worker, result: asyncio.Future[list[Outcome]], size: int, frame: Frame | None) -> None:
+    """Turn a worker's answer into the outcomes of its batch."""
+    worker.busy_since = None
     if result.done():
         return
-    error = call.exception()
-    if error is not None:
-        result.set_exception(error)
-        return
-    frame = call.result()
-    try:
-        if frame.kind == Kind.FAILED:
-            failure = error_from_code(*msgpack.unpackb(frame.payload))
-            result.set_result([Outcome.of_error(failure)] * size)
-        else:
-            result.set_result(unpack_outcomes(frame.payload))
-    except (ValueError, TypeError) as error_:
-        result.set_exception(BatchLost(f"the worker's answer cannot be read: {error_}"))
+    if frame is None:
+        result.set_exception(BatchLost("the worker died"))
+    elif frame.kind == Kind.FAILED:
+        failure = error_from_code(*msgpack.unpackb(frame.payload))
+        result.set_result([Outcome.of_error(failure)] * size)
+    else:
+        result.set_result(unpack_outcomes(frame.payload))
 
 
 async def _end(process: asyncio.subprocess.Process, *, kill: bool = False, patience_s: float = 5.0) -> None:

@@ -124,7 +124,7 @@ async def _bridge(
         body += chunk
         if len(body) > settings.max_body_bytes:
             return _starlette(route.error(BodyTooLarge(f"body exceeds {settings.max_body_bytes} bytes")))
-    plain = Request(request.scope["path"], request.headers.raw, bytes(body), time.monotonic())
+    plain = Request(request.scope["path"], dict(request.headers.raw), bytes(body), time.monotonic())
 
     def reply(response: Response) -> None:
         if not answer.done():  # the client may have gone

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
 
 __all__ = ["Reply", "Request", "Response", "encode_response", "request_id"]
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PREFIX = secrets.token_hex(8)
@@ -35,8 +33,8 @@ class Request:
 
     path: str
     """Percent-decoded, without the query."""
-    headers: Headers
-    """Names in lower case."""
+    headers: Mapping[bytes, bytes]
+    """Names in lower case; of a repeated header, the last."""
     body: bytes
     received: float
     """Monotonic second at which its last byte came."""
@@ -44,18 +42,15 @@ class Request:
     """Set by the protocol once it is known to exist: what the metrics may name."""
 
     def header(self, name: bytes) -> str:
-        """The first value of a header, or the empty string; bytes beyond ASCII are kept as Latin-1."""
-        for key, value in self.headers:
-            if key == name:
-                return value.decode("latin-1")
-        return ""
+        """The value of a header, or the empty string; bytes beyond ASCII are kept as Latin-1."""
+        return self.headers.get(name, b"").decode("latin-1")
 
 
 def request_id(request: Request) -> str:
     """The client's own `x-request-id` where it is harmless, else a new one, unique across processes."""
-    for key, value in request.headers:
-        if key == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value.decode()
+    own = request.headers.get(b"x-request-id")
+    if own is not None and _REQUEST_ID.fullmatch(own):
+        return own.decode()
     return f"{_PREFIX}-{next(_COUNTER):08x}"
 
 

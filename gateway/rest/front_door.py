@@ -103,6 +103,9 @@ class FrontDoor(HttpToolsProtocol):
         super().__init__(config, server_state, {}, asyncio.get_running_loop())
         self._door = door
         self._refused = False
+        self._last_words: Response | None = None
+        """A refusal that waits for the answers before it."""
+        self._unsent = 0
         self._in_headers = False
         self._header_bytes = 0
         self._stage_began = time.monotonic()
@@ -184,7 +187,7 @@ class FrontDoor(HttpToolsProtocol):
     def dispatch(self, cycle: _Cycle) -> None:
         """Hand one complete request to its protocol; the answer comes back through `_reply`."""
         body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
-        request = Request(cycle.path, cycle.headers, body, time.monotonic())
+        request = Request(cycle.path, dict(cycle.headers), body, time.monotonic())
         cycle.body = []
         self._door.in_flight += 1
         reply = partial(self._reply, cycle, request)
@@ -205,14 +208,35 @@ class FrontDoor(HttpToolsProtocol):
         cycle.response_complete = True
         if cycle.disconnected or self.transport.is_closing():
             return
-        close = door.draining or not cycle.keep_alive
+        close = not cycle.keep_alive or (door.draining and not self._more_to_say)
         self.transport.write(encode_response(response, close=close))
         self._stage_began = time.monotonic()
         if close:
             self.transport.close()
-        elif self.pipeline:
-            super().on_response_complete()
-        elif self.flow.read_paused:
+        else:
+            self._advance()
+
+    @property
+    def _more_to_say(self) -> bool:
+        return bool(self.pipeline) or self._last_words is not None
+
+    def _advance(self) -> None:
+        """An answer is out: on to what was pipelined behind it, and read on once none of that is left."""
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._last_words is not None:
+            self._say_last(self._last_words)
+        if not self.pipeline and not self.flow.write_paused:
+            self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers: take no more of its requests."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.pipeline:
             self.flow.resume_reading()
 
     def _prediction_route(self) -> tuple[PredictionRoute | None, str]:
@@ -260,15 +284,19 @@ class FrontDoor(HttpToolsProtocol):
             super().on_headers_complete()
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             self._refuse(400, "the request target is not a valid URL")
+            return
+        if self._door.draining:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         """Instead of uvicorn's timer per request: `enforce` looks at every connection now and then."""
         self._stage_began = time.monotonic()
-        if self._door.draining and not self.transport.is_closing():
-            self.transport.close()
+        if self.transport.is_closing():
             return
-        super().on_response_complete()
-        self._unset_keepalive_if_required()
+        if self._door.draining and not self._more_to_say:
+            self.transport.close()
+        else:
+            self._advance()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
@@ -288,6 +316,27 @@ class FrontDoor(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        if self._owes_answers():
+            self._last_words = response
+        else:
+            self._say_last(response)
+
+    def _owes_answers(self) -> bool:
+        """Did complete requests come before the one that is refused? It gets no other answer, wherever it stands."""
+        cycle = cast("_Cycle | RequestResponseCycle | None", self.cycle)
+        if cycle is None:
+            return False
+        arrived = not cycle.more_body if isinstance(cycle, RequestResponseCycle) else cycle.complete
+        if arrived:
+            return not cycle.response_complete
+        if self.pipeline and cast("object", self.pipeline[0][0]) is cycle:
+            self.pipeline.popleft()
+            return True
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return False
+
+    def _say_last(self, response: Response) -> None:
         self.transport.write(encode_response(response, close=True))
         self.loop.call_later(_LINGER_S, self.transport.close)
 
@@ -295,10 +344,15 @@ class FrontDoor(HttpToolsProtocol):
 
     def enforce(self, now: float) -> None:
         """Close a connection that has been silent for longer than its stage allows."""
+        settings = self._door.settings
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:  # the client reads, however slowly
+            self._unsent, self._stage_began = unsent, now
+        silent = now - self._stage_began
+        if self.flow.write_paused and silent > settings.body_timeout_s:
+            self.transport.abort()
         if self.flow.read_paused:
             return  # it is we who do not read
-        settings = self._door.settings
-        silent = now - self._stage_began
         cycle: Any = self.cycle
         busy = cycle is not None and not cycle.response_complete
         if self._stage == "headers" and silent > settings.header_timeout_s:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from formats.errors import CorruptBundle, NotFound, NotReady, PenstockError
+from formats.errors import BackendFailed, CorruptBundle, NotFound, NotReady, PenstockError
 from gateway.backends.backend import BatchLost, BatchRefused
 from gateway.batcher import Batcher
 from gateway.metrics import Metrics, Reading
@@ -173,18 +173,26 @@ class Catalog:
             await residence.pool.backend.load(version.bundle)
             await self._prove(version.bundle, residence.pool)
         except (PenstockError, OSError) as error:
-            residence.state, residence.reason = "failed", str(error)
-            _log.error("%s: %s", label, error)
-            for batcher in residence.batchers.values():
-                batcher.fail(NotReady(f"model '{manifest.name}' is not ready: {error}"))
-            if not isinstance(error, CorruptBundle):
-                asyncio.get_running_loop().call_later(_RETRY_S, self._forgive, residence)
+            self._failed(version, residence, error)
+            return
+        except Exception as error:  # noqa: BLE001  a backend's surprise must not leave the model loading for ever
+            _log.error("%s", label, exc_info=error)
+            self._failed(version, residence, BackendFailed(f"{type(error).__name__} while loading; see the log"))
             return
         residence.state, residence.reason = "ready", ""
         _log.info("%s: ready", label)
         for batcher in residence.batchers.values():
             batcher.open()
         self._route()
+
+    def _failed(self, version: ServedVersion, residence: Residence, error: Exception) -> None:
+        manifest = version.bundle.manifest
+        residence.state, residence.reason = "failed", str(error)
+        _log.error("%s version %s on pool %s: %s", manifest.name, manifest.version, residence.pool.name, error)
+        for batcher in residence.batchers.values():
+            batcher.fail(NotReady(f"model '{manifest.name}' is not ready: {error}"))
+        if not isinstance(error, CorruptBundle):
+            asyncio.get_running_loop().call_later(_RETRY_S, self._forgive, residence)
 
     async def _prove(self, bundle: Bundle, pool: Pool) -> None:
         """Send the golden request through the pool that will serve the model."""

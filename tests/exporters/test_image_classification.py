@@ -104,9 +104,9 @@ def test_a_training_output_is_taken_for_the_model_inside(checkpoint: MakeCheckpo
 
 def _tamper_with_onnx(directory: Path) -> None:
     model = onnx.load(directory / "model.onnx")
-    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [3])  # one value per class
-    raised = onnx.numpy_helper.to_array(bias) + np.array([0, 0, 1], np.float32)
-    bias.CopyFrom(onnx.numpy_helper.from_array(raised, bias.name))
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "network.fc1.weight")
+    swapped = np.ascontiguousarray(onnx.numpy_helper.to_array(weight)[::-1])  # two classes change places
+    weight.CopyFrom(onnx.numpy_helper.from_array(swapped, weight.name))
     onnx.save(model, directory / "model.onnx")
 
 

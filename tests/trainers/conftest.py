@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from formats.images import encode_png
 from formats.lst import ListEntry, write_lst
@@ -28,6 +29,15 @@ def write_channel(directory: Path, name: str, count: int, side: int = 16) -> Pat
         entries.append(ListEntry(index, (float(label),), path))
     write_lst(channel / f"{name}.lst", entries)
     return channel
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Images this small gain nothing from a second thread, and two that wait for each other starve on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ def train(job: Job, bar: Progress | None = None) -> Path:
     _refuse_what_is_not_there_yet(job, wanted)
     _announce(wanted)
     images, validation = _open_channels(job, wanted)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # the cores this process may use, not those of the machine
+    # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
+    torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
     learner = Classifier(wanted, images, validation)
     plan = loop.Plan(
         name="image-classification",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -195,7 +196,9 @@ print(train("image_classification", {k: Path(v) for k, v in channels.items()}, v
 def run(job: Job, send: signal.Signals | None = None, at: str = "") -> tuple[int, str]:
     """The job as a process of its own, sent a signal once its log holds `at`; gives exit status and log."""
     told = json.dumps([{k: str(v) for k, v in job.channels.items()}, dict(job.hyperparameters), str(job.output)])
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, told], stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", PROGRAM, told]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         log = ""
         for line in process.stderr:

@@ -264,14 +264,17 @@ class _Managed:
                 return
             try:
                 for model in list(self._models.values()):
-                    await self._look_after(model)
+                    try:
+                        await self._look_after(model)
+                    except PenstockError as error:  # one model's trouble is not the others'
+                        _log.error("%s", error)
                 answered = time.monotonic()
             except _NO_ANSWER as error:
                 if time.monotonic() - answered > _UNRESPONSIVE_S:
                     _log.error("pool %s: TorchServe has been silent for %g s: %s", self._name, _UNRESPONSIVE_S, error)
                     return
-            except Exception as error:  # noqa: BLE001  whatever it is, the watch goes on
-                _log.error("pool %s: %s", self._name, error, exc_info=not isinstance(error, PenstockError))
+            except Exception:  # whatever it is, the watch goes on
+                _log.exception("pool %s: looking after TorchServe failed", self._name)
 
     async def _restart(self, lived: float, backoff: float) -> None:
         self._count("server_died")

@@ -273,7 +273,7 @@ class _Managed:
                 if time.monotonic() - answered > _UNRESPONSIVE_S:
                     _log.error("pool %s: TorchServe has been silent for %g s: %s", self._name, _UNRESPONSIVE_S, error)
                     return
-            except Exception:  # whatever it is, the watch goes on
+            except Exception:  # noqa: BLE001  whatever it is, the watch goes on
                 _log.exception("pool %s: looking after TorchServe failed", self._name)
 
     async def _restart(self, lived: float, backoff: float) -> None:

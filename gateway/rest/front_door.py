@@ -102,6 +102,10 @@ class FrontDoor(HttpToolsProtocol):
     def __init__(self, config: Config, server_state: ServerState, door: Door) -> None:
         super().__init__(config, server_state, {}, asyncio.get_running_loop())
         self._door = door
+        self.url = b""
+        self.headers = []
+        self._speaking: RequestResponseCycle | None = None
+        """The request whose answer is due, which need not be the newest."""
         self._refused = False
         self._last_words: Response | None = None
         """A refusal that waits for the answers before it."""
@@ -110,6 +114,17 @@ class FrontDoor(HttpToolsProtocol):
         self._header_bytes = 0
         self._stage_began = time.monotonic()
         self._stage = "idle"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._speaking is not None:
+            self._speaking.disconnected = True
+            self._speaking.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._speaking = cycle
+        super()._start_asgi_task(cycle, app)
 
     # what the parser calls
 
@@ -124,8 +139,8 @@ class FrontDoor(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._in_headers and self._header_bytes > self._door.settings.max_header_bytes:
-            self._refuse(431, f"request line and headers exceed {self._door.settings.max_header_bytes} bytes")
+        if self._in_headers:
+            self._check_headers(self._header_bytes)
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -136,11 +151,7 @@ class FrontDoor(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._stage, self._stage_began = "body", time.monotonic()
-        # a body in the same read counted too; what matters is what the headers themselves take
-        taken = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if taken > self._door.settings.max_header_bytes or len(self.headers) > _MAX_HEADERS:
-            limit = f"{self._door.settings.max_header_bytes} bytes or {_MAX_HEADERS} headers"
-            self._refuse(431, f"request line and headers exceed {limit}")
+        if not self._check_headers(0):
             return
         declared, hosts = 0, 0
         for name, value in self.headers:
@@ -156,6 +167,15 @@ class FrontDoor(HttpToolsProtocol):
             self._to_application(declared)
         else:
             self._begin(route, path, declared)
+
+    def _check_headers(self, read: int) -> bool:
+        """Refuse what is too long: `read` counts whole reads, of which the parser may still hold a part back."""
+        limit = self._door.settings.max_header_bytes
+        taken = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if max(taken, read) <= limit and len(self.headers) <= _MAX_HEADERS:
+            return True
+        self._refuse(431, f"request line and headers exceed {limit} bytes or {_MAX_HEADERS} headers")
+        return False
 
     def on_body(self, body: bytes) -> None:
         if self._refused:

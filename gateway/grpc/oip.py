@@ -151,7 +151,8 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> Tensor:
     if datatype == "BYTES":
         return Tensor(name, datatype, shape, b"".join(struct.pack("<I", len(v)) + v for v in values))
     dtype = DATATYPES[datatype]
-    array = np.array(values)
+    # left to itself, numpy takes floats for a mix of small and very large unsigned numbers
+    array = np.array(values, np.uint64 if field == "uint64_contents" else np.int64 if dtype.kind in "iu" else None)
     if dtype.kind in "iu" and len(values):
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:

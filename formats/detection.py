@@ -21,6 +21,8 @@ _TOO_FEW = (
     "[label_id, xmin, ymin, xmax, ymax] for annotation."
 )
 
+_MAX_WIDTH = 100_000
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotation:
@@ -120,7 +122,7 @@ def unpack_labels(labels: ArrayLike, *, num_classes: int | None = None) -> NDArr
     if len(flat) < 2:
         raise InvalidBody(f"{len(flat)} label: no boxes; was the file packed without --pack-label?")
     head, width = float(flat[0]), float(flat[1])
-    if not (2 <= head <= len(flat) and head % 1 == 0 and 5 <= width < math.inf and width % 1 == 0):
+    if not (2 <= head <= len(flat) and head % 1 == 0 and 5 <= width <= _MAX_WIDTH and width % 1 == 0):
         raise InvalidBody(f"{_TOO_FEW} (header width is {head:g}, numbers per object {width:g})")
     body = flat[int(head) :]
     # rows are padded with -1 to a common label_width; a class is never negative

@@ -166,13 +166,20 @@ def dense(tensor: Tensor, *, max_elements: int = MAX_DENSE) -> NDArray[Any]:
         InvalidBody: a sparse shape of more than `max_elements`.
     """
     if tensor.keys is None:
-        return tensor.values.reshape(tensor.shape) if tensor.shape else tensor.values
+        return _reshaped(tensor.values, tensor.shape) if tensor.shape else tensor.values
     size = math.prod(tensor.shape)
     if size > max_elements:
         raise InvalidBody(f"sparse shape {list(tensor.shape)} has {size} elements; at most {max_elements} are accepted")
     array = np.zeros(size, tensor.values.dtype)
     array[tensor.keys.astype(np.int64)] = tensor.values
-    return array.reshape(tensor.shape)
+    return _reshaped(array, tensor.shape)
+
+
+def _reshaped(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # one axis of 0 may stand beside axes that no array can have
+        raise InvalidBody(f"shape {list(shape)} is impossible: {error}") from error
 
 
 def _text(message: record_pb2.Record, name: Literal["uid", "metadata", "configuration"]) -> str | None:

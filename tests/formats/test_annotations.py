@@ -107,6 +107,7 @@ def test_packed_boxes_are_unpacked_whatever_the_padding(
         ([2, 5, 1, 0, 0, float("nan"), 1], "box 0 is .*finite"),
         ([float("nan"), 5, 1], "header width is nan"),
         ([1e30, 5, 1], "header width is 1e"),
+        ([2, 1e30, 1, 0, 0, -1, 0], "numbers per object 1e"),
     ],
 )
 def test_labels_that_are_no_boxes_are_refused(labels: list[float], text: str) -> None:

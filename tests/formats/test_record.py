@@ -206,6 +206,14 @@ def test_a_sparse_claim_is_not_allocated() -> None:
         dense(tensor)
 
 
+def test_an_axis_of_zero_beside_an_impossible_one_is_refused() -> None:
+    """Found by fuzzing: the product is 0, and so is the number of values."""
+    tensor = Tensor(np.zeros(0, np.int32), np.zeros(0, np.uint64), (0, 2**64 - 1, 3))
+
+    with pytest.raises(InvalidBody, match="is impossible"):
+        dense(tensor)
+
+
 def test_another_dtype_is_refused_when_writing() -> None:
     with pytest.raises(ValueError, match="'v' has dtype int64"):
         encode(Record({"v": Tensor(np.arange(3))}))

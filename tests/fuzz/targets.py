@@ -13,6 +13,7 @@ import numpy as np
 from formats import detection, image_record, images, jsonlines, labelled_text, lst, masks, parquet, record, timeseries
 from formats.errors import InvalidBody
 from formats.record import dense
+from formats.record_lists import read_lists
 from formats.record_matrix import read_matrix
 from formats.recordio import encode_record, read_records, shard_bounds
 
@@ -59,6 +60,20 @@ def protobuf_matrix(data: bytes) -> None:
     assert np.array_equal(rows, np.stack(each).astype(np.float32), equal_nan=True)
 
 
+def protobuf_lists(data: bytes) -> None:
+    """Bulk reading gives what reading record by record gives."""
+    try:
+        blocks = list(read_lists(io.BytesIO(data)))
+    except InvalidBody:
+        return
+    pairs = [[r.features[side] for side in ("source", "target")] for r in record.read(io.BytesIO(data))]
+    for side in range(2):
+        values = np.concatenate([block[side].values for block in blocks])
+        each = [pair[side].values for pair in pairs if isinstance(pair[side], record.Tensor)]
+        assert np.array_equal(values, np.concatenate(each))
+        assert sum(len(block[side].offsets) - 1 for block in blocks) == len(pairs)
+
+
 def images_in_records(data: bytes) -> None:
     with suppress(InvalidBody):
         for found in image_record.read(io.BytesIO(data), skip_bad=True):
@@ -102,6 +117,16 @@ def _parquet_seed() -> bytes:
     return stream.getvalue()
 
 
+def _pairs_seed() -> bytes:
+    sides = [([1, 300], [70_000, -1]), ([], [5]), ([9], [])]
+    return record.encode_body(
+        record.Record(
+            {side: record.Tensor(np.array(ids, np.int32)) for side, ids in zip(("source", "target"), pair, strict=True)}
+        )
+        for pair in sides
+    )
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "image": image,
     "image_list": image_list,
@@ -110,6 +135,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "mask": mask,
     "parquet_file": parquet_file,
     "protobuf": protobuf,
+    "protobuf_lists": protobuf_lists,
     "protobuf_matrix": protobuf_matrix,
     "recordio": recordio,
 }
@@ -130,6 +156,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "mask": lambda: [masks.encode_mask(_PIXELS[..., 0]), images.encode_png(_PIXELS[..., 0])],
     "parquet_file": lambda: [_parquet_seed()],
     "protobuf": lambda: [raw.payload for data in _records() for raw in read_records(io.BytesIO(data))],
+    "protobuf_lists": lambda: [_pairs_seed()],
     "protobuf_matrix": lambda: [(_FIXTURES / "sdk_dense_float32.rec").read_bytes() * 3, *_records()],
     "recordio": lambda: [*_records(), encode_record(b"a" * 30) * 3],
 }

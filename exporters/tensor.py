@@ -91,13 +91,15 @@ def _onnx_graph(model: Path) -> Graph:
 
     try:
         proto = onnx.load(str(model), load_external_data=False)
-        onnx.checker.check_model(proto)
+        # first: the checker would look for the other file in the current directory
+        outside = [t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+        if not outside:
+            onnx.checker.check_model(proto)
     except Exception as error:
         head = model.read_bytes()[:64]
         raise ValueError(f"{model} is not a valid ONNX file ({describe(head)}): {_first_line(error)}") from error
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise ValueError(f"{model}: weight '{tensor.name}' lies in another file; save the model as one file")
+    if outside:
+        raise ValueError(f"{model}: weight '{outside[0]}' lies in another file; save the model as one file")
     weights = {tensor.name for tensor in proto.graph.initializer}
     inputs = [_spec(value, onnx) for value in proto.graph.input if value.name not in weights]
     outputs = [_spec(value, onnx) for value in proto.graph.output]

@@ -30,8 +30,7 @@ MakeCheckpoint = Callable[..., Path]
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*torch\.jit\..* is deprecated:DeprecationWarning")
 
 
-def test_the_bundle_verifies_and_says_what_serving_needs(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    bundle = Bundle.open(export(checkpoint(), tmp_path / "bundle"))
+def test_the_bundle_verifies_and_says_what_serving_needs(bundle: Bundle) -> None:
     bundle.verify()
     manifest = bundle.manifest
 
@@ -70,8 +69,7 @@ def test_three_forms_answer_alike(checkpoint: MakeCheckpoint, tmp_path: Path, ch
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torchscript"])
-def test_the_handler_reproduces_the_golden_answer(checkpoint: MakeCheckpoint, tmp_path: Path, engine: Engine) -> None:
-    bundle = Bundle.open(export(checkpoint(), tmp_path / "bundle"))
+def test_the_handler_reproduces_the_golden_answer(bundle: Bundle, engine: Engine) -> None:
     golden = golden_prediction(bundle)
     assert isinstance(golden, Prediction)
     (outcome,) = load_handler(bundle, Runtime(engine=engine)).predict([golden])
@@ -80,16 +78,13 @@ def test_the_handler_reproduces_the_golden_answer(checkpoint: MakeCheckpoint, tm
     assert sum(json.loads(outcome.body)) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_golden_image_has_the_networks_own_size(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    bundle = export(checkpoint(), tmp_path / "bundle")
-
-    assert decode((bundle / "golden.png").read_bytes()).shape == (12, 16, 3)
+def test_the_golden_image_has_the_networks_own_size(bundle: Bundle) -> None:
+    assert decode((bundle.path / "golden.png").read_bytes()).shape == (12, 16, 3)
 
 
-def test_any_batch_size_goes_through_both_graphs(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    bundle = export(checkpoint(multi_label=1), tmp_path / "bundle")
-    session = ort.InferenceSession(bundle / "model.onnx")
-    script = torch.jit.load(bundle / "model.pt")  # type: ignore[no-untyped-call]
+def test_any_batch_size_goes_through_both_graphs(bundle: Bundle) -> None:
+    session = ort.InferenceSession(bundle.path / "model.onnx")
+    script = torch.jit.load(bundle.path / "model.pt")  # type: ignore[no-untyped-call]
     for size in (1, 2, 33):
         image = np.random.default_rng(size).integers(0, 256, (size, 12, 16, 3), dtype=np.uint8)
         (answer,) = session.run(None, {"image": image})

@@ -84,7 +84,7 @@ class Hyperparameters:
         Literal[18, 34, 50, 101, 152, 200, 20, 32, 44, 56, 110],  # IMAGENET_DEPTHS, then SMALL_DEPTHS
         BeforeValidator(_depth),
     ] = 152
-    """Depth: 18 to 200 is the ImageNet family, 20 to 110 with its four others the small family of CIFAR."""
+    """18, 34, 50, 101, 152, 200: four stages, as for ImageNet; 20, 32, 44, 56, 110: three thin stages, as for CIFAR."""
     optimizer: Literal["sgd", "adam", "rmsprop", "nag"] = "sgd"
     """nag is sgd with Nesterov's momentum."""
     precision_dtype: Literal["float32", "float16"] = "float32"

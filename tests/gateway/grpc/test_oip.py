@@ -263,7 +263,7 @@ def test_an_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
 def test_a_cancelled_call_harms_nobody(live: LiveGateway, infer: Infer) -> None:
     async def call_and_cancel() -> None:
         async with grpc.aio.insecure_channel(live.grpc_target) as channel:
-            method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            method: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             calls = [method(raw_ask().SerializeToString()) for _ in range(20)]
             await asyncio.sleep(0.005)
             for call in calls:

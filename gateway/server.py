@@ -44,6 +44,8 @@ def default_pools() -> dict[str, PoolSettings]:
     num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if num_gpus:
         pools["gpu"] = PoolSettings(device="gpu", workers=num_gpus)
+    else:
+        _log.info("no GPU on this machine: no gpu pool; models that prefer one run on the next of their placement")
     return pools
 
 

@@ -7,6 +7,7 @@ underscores in the environment: `PENSTOCK_POOLS__CPU__WORKERS=4`.
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -148,4 +149,7 @@ def read_settings(config: Path | None = None, **overrides: Any) -> Settings:
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=config)
 
-    return FromFile(**{name: value for name, value in overrides.items() if value is not None})
+    try:
+        return FromFile(**{name: value for name, value in overrides.items() if value is not None})
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{config} is not TOML: {error}") from error

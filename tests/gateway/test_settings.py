@@ -1,0 +1,82 @@
+"""Environment, file, precedence, and what a mistake says."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import read_settings
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "penstock.toml"
+    path.write_text('http_port = 1111\nmax_queue = 7\n[pools.cpu]\ndevice = "cpu"\nworkers = 3\nthreads = 2\n')
+    return path
+
+
+def test_without_anything_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read_settings()
+
+    assert (settings.http_port, settings.grpc_port, settings.admin_host) == (8080, 8081, "127.0.0.1")
+    assert settings.max_body_bytes == 26_214_400
+
+
+def test_the_environment_goes_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_HTTP_PORT", "2222")
+
+    settings = read_settings(file)
+
+    assert (settings.http_port, settings.max_queue) == (2222, 7)
+
+
+def test_the_command_line_goes_before_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_HTTP_PORT", "2222")
+
+    assert read_settings(file, http_port=3333, store=None).http_port == 3333
+
+
+def test_two_underscores_reach_into_a_pool(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_POOLS__CPU__WORKERS", "5")
+
+    pool = read_settings(file).pools["cpu"]
+
+    assert (pool.workers, pool.threads) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("http_prot = 1", "http_prot"),
+        ("http_port = 70000", "http_port"),
+        ('[pools.cpu]\ndevice = "tpu"', "pools.cpu.device"),
+        ('[pools.cpu]\ndevice = "cpu"\nworkrs = 1', "pools.cpu.workrs"),
+        ('[placement]\ntensor = ["moon"]', "placement.tensor.0"),
+        ("[endpoints.x]\nvariants = []", "endpoints.x.variants"),
+        ('[endpoints.x]\nvariants = [{model = "m", weight = -1}]', "endpoints.x.variants.0.weight"),
+    ],
+)
+def test_a_mistake_names_its_field(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "penstock.toml"
+    path.write_text(text)
+
+    with pytest.raises(ValueError, match=named):
+        read_settings(path)
+
+
+def test_a_mistake_in_the_environment_names_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_MAX_QUEUE", "many")
+
+    with pytest.raises(ValueError, match="max_queue"):
+        read_settings()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no configuration file"):
+        read_settings(tmp_path / "nothing.toml")
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("= 1")
+
+    with pytest.raises(ValueError, match="is not TOML"):
+        read_settings(tmp_path / "broken.toml")

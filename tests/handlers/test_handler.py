@@ -168,6 +168,24 @@ def test_a_graph_that_mixes_its_rows_never_hands_them_to_the_wrong_client(tmp_pa
     assert [o.tensors[0].data for o in outcomes if o.tensors] == [struct.pack("<f", v) for v in (1, 2, 4)]
 
 
+def test_requests_of_a_graph_without_rows_never_share_a_run(tmp_path: Path) -> None:
+    """The sum of all, twice: two requests of one number each would get two rows that look right and are not."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=1),
+        helper.make_node("Concat", ["s", "s"], ["y"], axis=0),
+    ]
+    bundle = Bundle.open(
+        export_graph(save(tmp_path / "m.onnx", helper.make_graph(nodes, "g", [x], [y])), tmp_path / "b")
+    )
+    batch = [Prediction("m", "1", tensors=(tensor_of("x", np.array([v], np.float32)),)) for v in (1, 5)]
+
+    outcomes = Lookup(bundle, Runtime()).predict(batch)
+
+    assert [array_of(o.tensors[0]).tolist() for o in outcomes if o.tensors] == [[1, 1], [5, 5]]
+
+
 KNOWN = ("application/json", "application/jsonlines", "text/csv")
 
 

@@ -36,6 +36,7 @@ _log = logging.getLogger("penstock.gateway")
 
 _TICK_S = 0.1
 _HEALTH_S = 1.0
+_TURN_AWAY_S = 0.25
 
 
 def default_pools() -> dict[str, PoolSettings]:
@@ -187,6 +188,9 @@ class Gateway:
 
     async def _stop_grpc(self, linger_s: float, grace_s: float) -> None:
         await asyncio.sleep(linger_s)  # health watchers move on before the port closes
+        # gRPC answers CANCELLED to calls that meet its stop: turn callers away first, with a status they may retry
+        self._predictor.draining = True
+        await asyncio.sleep(_TURN_AWAY_S)
         await self._grpc.stop(grace_s)
 
     def _public_protocol(self, app: Any) -> Callable[[], asyncio.Protocol]:

@@ -194,14 +194,15 @@ class EmbeddedBackend:
 
     async def close(self) -> None:
         self._closing = True
-        workers = list(self._workers)
+        workers = {worker: worker.busy_since is not None for worker in self._workers}
         for worker in workers:
             worker.connection.close()
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._workers.clear()
-        await asyncio.gather(*(_end(worker.process) for worker in workers))
+        # one that still computes has outlived the drain: nobody waits for its answer any more
+        await asyncio.gather(*(_end(worker.process, kill=busy) for worker, busy in workers.items()))
 
     def _idle_worker(self, slot: int) -> _Worker | None:
         for worker in self._workers:
@@ -236,9 +237,11 @@ class EmbeddedBackend:
                     first_ready.set_result(None)
                 await worker.connection.lost
             finally:
-                if worker in self._workers:
+                served = worker in self._workers
+                if served:
                     self._workers.remove(worker)
-                if not self._closing:
+                if not (self._closing and served):  # those are ended by `close`
+                    worker.connection.close()
                     await _end(worker.process, kill=True)
             self._count("worker_died")
             lived = loop.time() - worker.started

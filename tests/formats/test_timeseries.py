@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from formats import parquet, timeseries
 from formats.errors import InvalidBody
 from formats.timeseries import Series, parse_series
 
+FIXTURES = Path(__file__).parent / "fixtures"
 floats = st.floats(-1e300, 1e300)
 series = st.builds(
     lambda start, target, cat, rows: Series(
@@ -111,6 +113,12 @@ def test_a_bad_line_is_named() -> None:
 def test_what_is_not_parquet_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidBody, match=r"x.parquet: not a readable Parquet file"):
         list(timeseries.read_parquet(io.BytesIO(data), "x.parquet"))
+
+
+def test_a_damaged_parquet_file_does_not_end_the_process() -> None:
+    """Found by fuzzing: Arrow's column metadata would end it; its reader only complains."""
+    with (FIXTURES / "parquet_bad_levels.parquet").open("rb") as stream, pytest.raises(InvalidBody, match="histogram"):
+        list(parquet.read(stream))
 
 
 def test_a_parquet_file_without_a_needed_column_names_those_present() -> None:

@@ -184,9 +184,9 @@ def predict(
         _fail(f"no answer from {url}: {type(error).__name__}: {error}")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def load(context: typer.Context) -> None:
-    """Load-test a running gateway with locust; further options are those of `penstock load --help-load`."""
+    """Load-test a running gateway with locust; see `penstock load --help`."""
     from loadtests.run import main as run  # noqa: PLC0415
 
     raise typer.Exit(run(context.args))

@@ -31,9 +31,8 @@ class Readiness:
         self._settled = self._settled or self.catalog.settled
         if not self._settled:
             return False
-        if not all(pool.healthy for pool in self.pools.values()):
-            return False
         endpoints = self.catalog.router.endpoints
         if not endpoints:
-            return not self.catalog.errors
+            return not self.catalog.errors and all(pool.healthy for pool in self.pools.values())
+        # one pool that is ill takes nothing down as long as another holds the models
         return any(variant.deployment.ready for e in endpoints.values() for variant in e.variants.values())

@@ -137,9 +137,13 @@ def test_a_taken_port_is_one_clear_line_and_status_1(zoo: Path, tmp_path: Path, 
     [
         ("http_prot = 1", "http_prot"),
         ('[pools.cpu]\ndevice = "cpu"\nbackend = "none"', "backend 'none' is not installed"),
+        (
+            '[pools.cpu]\ndevice = "cpu"\nworkers = 1\nstartup_timeout_s = 0.01',
+            "pool cpu: workers did not start within",
+        ),
     ],
 )
-def test_a_wrong_configuration_is_one_clear_error_and_status_1(
+def test_what_keeps_it_from_starting_is_one_clear_error_and_status_1(
     zoo: Path, tmp_path: Path, config: str, text: str
 ) -> None:
     done = serve_and_fail(zoo, tmp_path, config)
@@ -151,7 +155,8 @@ def test_a_wrong_configuration_is_one_clear_error_and_status_1(
 
 def serve_and_fail(zoo: Path, tmp_path: Path, config: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "penstock.toml"
-    file.write_text(f'host = "127.0.0.1"\n{config}\n')
+    ports = "" if "_port" in config else "http_port = 0\ngrpc_port = 0\nadmin_port = 0\n"
+    file.write_text(f'host = "127.0.0.1"\n{ports}{config}\n')
     return subprocess.run(
         [sys.executable, "-m", "penstock", "serve", "--config", str(file), "--store", str(zoo)],
         capture_output=True,

@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data = typer.Typer(help="Make training files, and look into them.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Root of the published models.", envvar="PENSTOCK_STORE")
 ]
@@ -190,6 +193,90 @@ def load(context: typer.Context) -> None:
     from loadtests.run import main as run  # noqa: PLC0415
 
     raise typer.Exit(run(context.args))
+
+
+@data.command()
+def pack(
+    images: Annotated[Path, typer.Argument(help="Directory of images; without a list, one class per directory in it.")],
+    output: Annotated[Path, typer.Option(help="The .rec file; .idx and .lst are written beside it.")],
+    lst: Annotated[Path | None, typer.Option(help="Image list: index, labels, path.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Directory of one detection JSON per image.")] = None,
+    pack_label: Annotated[bool, typer.Option(help="Keep all label columns of the list.")] = False,
+    resize: Annotated[int | None, typer.Option(min=1, help="Length of the shorter side in pixels.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of images encoded as JPEG.")] = 95,
+    encoding: Annotated[str, typer.Option(help="'.jpg' or '.png' to encode every image anew.")] = "",
+    verify: Annotated[bool, typer.Option(help="Decode every image to find damaged ones now.")] = True,
+    skip_bad: Annotated[bool, typer.Option(help="Leave out, and name, what cannot be read.")] = False,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Shuffle the records with this seed.")] = None,
+) -> None:
+    """Pack images and their labels into RecordIO (the original's im2rec)."""
+    from formats.pack import pack as run  # noqa: PLC0415
+
+    with _user_errors():
+        run(
+            output=output,
+            images_root=images,
+            lst=lst,
+            annotations=annotations,
+            pack_label=pack_label,
+            resize=resize,
+            quality=quality,
+            encoding=encoding,
+            verify=verify,
+            skip_bad=skip_bad,
+            shuffle_seed=shuffle_seed,
+            write=typer.echo,
+        )
+
+
+@data.command()
+def tokenize(
+    train_source: Annotated[Path, typer.Option(help="Tokenised text, one sentence a line.")],
+    train_target: Annotated[Path, typer.Option(help="Its translation, line by line.")],
+    output: Annotated[Path, typer.Option(help="Directory of the files to write.")],
+    val_source: Annotated[Path | None, typer.Option(help="As --train-source, for validation.")] = None,
+    val_target: Annotated[Path | None, typer.Option(help="As --train-target, for validation.")] = None,
+    vocab_source: Annotated[Path | None, typer.Option(help="An existing vocabulary instead of a new one.")] = None,
+    vocab_target: Annotated[Path | None, typer.Option(help="As --vocab-source.")] = None,
+    single_vocab: Annotated[bool, typer.Option(help="One vocabulary, built of both sides.")] = False,
+    num_words_source: Annotated[int, typer.Option(min=1, help="Most frequent tokens to keep.")] = 50_000,
+    num_words_target: Annotated[int, typer.Option(min=1, help="As --num-words-source.")] = 50_000,
+    min_count_source: Annotated[int, typer.Option(min=1, help="Rarer tokens are left out.")] = 1,
+    min_count_target: Annotated[int, typer.Option(min=1, help="As --min-count-source.")] = 1,
+) -> None:
+    """Turn parallel text into vocabularies and RecordIO-protobuf for seq2seq."""
+    from formats.tokenize import tokenize as run  # noqa: PLC0415
+
+    with _user_errors():
+        run(
+            train_source=train_source,
+            train_target=train_target,
+            output_dir=output,
+            val_source=val_source,
+            val_target=val_target,
+            vocab_source=vocab_source,
+            vocab_target=vocab_target,
+            single_vocab=single_vocab,
+            num_words_source=num_words_source,
+            num_words_target=num_words_target,
+            min_count_source=min_count_source,
+            min_count_target=min_count_target,
+            write=typer.echo,
+        )
+
+
+@data.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="RecordIO, JSON Lines, .lst, Parquet, an image or JSON.")],
+    first: Annotated[int, typer.Option(min=0, help="How many records to show.")] = 3,
+    max_faults: Annotated[int, typer.Option(min=0, help="How many malformed records to name.")] = 100,
+) -> None:
+    """Tell what is in a file, and name every malformed record; exit status 1 when there is one."""
+    from formats.inspection import inspect as run  # noqa: PLC0415
+
+    with _user_errors():
+        report = run(file, first=first, max_faults=max_faults, write=typer.echo)
+    raise typer.Exit(1 if report.malformed else 0)
 
 
 def main() -> None:

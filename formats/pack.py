@@ -71,10 +71,7 @@ def pack(
         InvalidBody: a bad list, a missing image (the first ten are named), or a bad image without `skip_bad`.
         ValueError: arguments that contradict each other.
     """
-    if lst is not None and annotations is not None:
-        raise ValueError("labels come from a list or from annotations, not from both")
-    if encoding not in ("", ".jpg", ".png"):
-        raise ValueError(f"encoding is '{encoding}', expected '.jpg', '.png' or nothing")
+    _check_arguments(lst, annotations, encoding)
     entries, classes = _entries(images_root, lst, annotations)
     _all_there(images_root, entries)
     if shuffle_seed is not None:
@@ -82,32 +79,67 @@ def pack(
     for number, name in enumerate(classes):
         write(f"class {number}: {name}")
 
-    packed = pack_label or annotations is not None
     recode = _Recode(resize, quality, encoding, verify)
-    done: list[ListEntry] = []
-    index: list[tuple[int, int]] = []
+    readable = _readable(entries, images_root, annotations, recode, skipped=write if skip_bad else None)
+    all_labels = pack_label or annotations is not None
     partial = output.with_name(output.name + ".partial")
-    with partial.open("wb") as stream:
-        writer = RecordWriter(stream)
-        for entry in entries:
-            try:
-                labels = _boxes(annotations, entry, images_root) if annotations is not None else entry.labels
-                image = recode.apply((images_root / entry.path).read_bytes())
-            except (InvalidBody, OSError) as error:
-                if not skip_bad:
-                    partial.unlink()
-                    raise InvalidBody(f"{images_root / entry.path}: {error}") from error
-                write(f"skipped {entry.path}: {error}")
-                continue
-            record = image_record.image_record(entry.index, labels if packed else labels[0], image)
-            index.append((entry.index, writer.write(image_record.encode(record))))
-            done.append(ListEntry(entry.index, labels, entry.path))
-            if len(done) % _PROGRESS == 0:
-                write(f"packed {len(done)} of {len(entries)}")
+    try:
+        done, index, size = _write_records(
+            partial, readable, all_labels, lambda n: write(f"packed {n} of {len(entries)}")
+        )
+    except InvalidBody:
+        partial.unlink()
+        raise
     _publish(output, partial, index, done)
-    report = PackReport(len(done), len(entries) - len(done), writer.offset, classes)
+    report = PackReport(len(done), len(entries) - len(done), size, classes)
     write(f"{output}: {report.records} records, {report.bytes} bytes, {report.skipped} skipped")
     return report
+
+
+def _write_records(
+    path: Path, images_: Iterator[tuple[ListEntry, bytes]], all_labels: bool, progress: Callable[[int], object]
+) -> tuple[list[ListEntry], list[tuple[int, int]], int]:
+    """The entries written, the offset of each by its number, and the size of the file in bytes."""
+    done: list[ListEntry] = []
+    index: list[tuple[int, int]] = []
+    with path.open("wb") as stream:
+        writer = RecordWriter(stream)
+        for entry, image in images_:
+            labels = entry.labels if all_labels else entry.labels[0]
+            record = image_record.image_record(entry.index, labels, image)
+            index.append((entry.index, writer.write(image_record.encode(record))))
+            done.append(entry)
+            if len(done) % _PROGRESS == 0:
+                progress(len(done))
+    return done, index, writer.offset
+
+
+def _check_arguments(lst: Path | None, annotations: Path | None, encoding: str) -> None:
+    if lst is not None and annotations is not None:
+        raise ValueError("labels come from a list or from annotations, not from both")
+    if encoding not in ("", ".jpg", ".png"):
+        raise ValueError(f"encoding is '{encoding}', expected '.jpg', '.png' or nothing")
+
+
+def _readable(
+    entries: list[ListEntry],
+    images_root: Path,
+    annotations: Path | None,
+    recode: _Recode,
+    *,
+    skipped: Callable[[str], object] | None,
+) -> Iterator[tuple[ListEntry, bytes]]:
+    """Each entry with its labels and its encoded image; told of those that cannot be read, or ended by the first."""
+    for entry in entries:
+        try:
+            labels = _boxes(annotations, entry, images_root) if annotations is not None else entry.labels
+            image = recode.apply((images_root / entry.path).read_bytes())
+        except (InvalidBody, OSError) as error:
+            if skipped is None:
+                raise InvalidBody(f"{images_root / entry.path}: {error}") from error
+            skipped(f"skipped {entry.path}: {error}")
+            continue
+        yield ListEntry(entry.index, labels, entry.path), image
 
 
 @dataclass(frozen=True, slots=True)

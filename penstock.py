@@ -372,6 +372,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         details = [f"{'.'.join(map(str, d['loc']))}: {d['msg']} (found {d['input']!r:.80})" for d in error.errors()]
         return f"invalid value: {'; '.join(details)}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).splitlines())
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "ParityCase",
     "StoredFile",
     "TensorSpec",
+    "place_of",
     "read_manifest",
     "sha256_of",
     "write_manifest",
@@ -151,6 +152,11 @@ class Manifest(_Frozen):
         return self
 
 
+def place_of(directory: Path) -> str:
+    """How errors name a bundle, `name/version` in a store: clients read them, and whole paths are not theirs to know."""
+    return "/".join(directory.parts[-2:])
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     with path.open("rb") as file:
@@ -170,21 +176,26 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         CorruptBundle: missing, a link, altered since it was written, or not a manifest.
     """
+    place = place_of(directory)
     for name in (MANIFEST, MANIFEST_CHECKSUM):
         if (directory / name).is_symlink() or not (directory / name).is_file():  # to read a pipe would wait for ever
-            raise CorruptBundle(f"{directory}: {name} is missing or not a plain file")
+            raise CorruptBundle(f"{place}: {name} is missing or not a plain file")
     try:
         text = (directory / MANIFEST).read_bytes()
         guard = (directory / MANIFEST_CHECKSUM).read_bytes()
     except OSError as error:
-        raise CorruptBundle(f"{directory}: cannot read {error.filename}: {error.strerror}") from error
+        raise CorruptBundle(
+            f"{place_of(directory)}: cannot read {Path(error.filename).name}: {error.strerror}"
+        ) from error
     expected = f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode()
     if guard != expected:
-        raise CorruptBundle(f"{directory}: {MANIFEST} does not match {MANIFEST_CHECKSUM}: one of the two was altered")
+        raise CorruptBundle(
+            f"{place_of(directory)}: {MANIFEST} does not match {MANIFEST_CHECKSUM}: one of the two was altered"
+        )
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise CorruptBundle(f"{directory}: {MANIFEST} is not a manifest: {_first(error)}") from error
+        raise CorruptBundle(f"{place}: {MANIFEST} is not a manifest: {_first(error)}") from error
 
 
 def _first(error: ValidationError) -> str:

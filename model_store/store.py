@@ -22,6 +22,7 @@ from model_store.manifest import (
     ModelName,
     StoredFile,
     Version,
+    place_of,
     read_manifest,
     sha256_of,
     write_manifest,
@@ -68,14 +69,14 @@ class Bundle:
             file = self.path / name
             try:
                 if file.is_symlink() or not file.is_file():
-                    raise CorruptBundle(f"{self.path}: {name} is missing or not a plain file")
+                    raise CorruptBundle(f"{place_of(self.path)}: {name} is missing or not a plain file")
                 if file.stat().st_size != stored.size_bytes or sha256_of(file) != stored.sha256:
-                    raise CorruptBundle(f"{self.path}: {name} does not match its checksum in {MANIFEST}")
+                    raise CorruptBundle(f"{place_of(self.path)}: {name} does not match its checksum in {MANIFEST}")
             except OSError as error:
-                raise CorruptBundle(f"{self.path}: cannot read {name}: {error.strerror}") from error
+                raise CorruptBundle(f"{place_of(self.path)}: cannot read {name}: {error.strerror}") from error
         for name in self._required_files():
             if name not in self.manifest.files:
-                raise CorruptBundle(f"{self.path}: {MANIFEST} names {name} but holds no checksum for it")
+                raise CorruptBundle(f"{place_of(self.path)}: {MANIFEST} names {name} but holds no checksum for it")
 
     def _required_files(self) -> Iterator[str]:
         for graph in self.manifest.graphs.values():
@@ -169,7 +170,7 @@ class Store:
         bundle = Bundle.open(self.root / name / chosen)
         if (bundle.manifest.name, bundle.manifest.version) != (name, chosen):
             raise CorruptBundle(
-                f"{bundle.path}: {MANIFEST} is of {bundle.manifest.name} version {bundle.manifest.version}"
+                f"{place_of(bundle.path)}: {MANIFEST} is of {bundle.manifest.name} version {bundle.manifest.version}"
             )
         return bundle
 
@@ -229,7 +230,7 @@ def seal_as(
     for file, stored in named.files.items():
         # changed after it was verified: its new checksum must not make it good
         if manifest.files.get(file, stored) != stored:
-            raise CorruptBundle(f"{directory}: {file} changed while it was copied")
+            raise CorruptBundle(f"{place_of(directory)}: {file} changed while it was copied")
     if archive is None:
         return named
     archive(directory)

@@ -153,7 +153,7 @@ class Manifest(_Frozen):
 
 
 def place_of(directory: Path) -> str:
-    """How errors name a bundle, `name/version` in a store: clients read them, and whole paths are not theirs to know."""
+    """How errors name a bundle, `name/version` in a store: clients read them, and the whole path is not for them."""
     return "/".join(directory.parts[-2:])
 
 

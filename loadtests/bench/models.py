@@ -1,0 +1,87 @@
+"""The benchmark's two graphs, with weights from a seed: `python -m loadtests.bench.models DIR`.
+
+A process of its own writes them, so that torch's memory is gone before anything is measured. Each is
+`<name>.onnx` with one input `x` and one output `y`, both with a batch dimension; beside it lie `<name>.x.npy`, one
+request, and `<name>.y.npy`, its answer as torch computes it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loadtests.bench.requests import NAMES
+
+__all__ = ["write_models"]
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 2)."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(num_out),
+            nn.ReLU(),
+            nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(num_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or num_in != num_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride, bias=False), nn.BatchNorm2d(num_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.path(x) + self.shortcut(x))
+
+
+def resnet18() -> nn.Module:
+    """(N, 3, 224, 224) to (N, 1000)."""
+    blocks: list[nn.Module] = []
+    num_in = 64
+    for num_out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        blocks += [Block(num_in, num_out, stride), Block(num_out, num_out, 1)]
+        num_in = num_out
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
+def mlp() -> nn.Module:
+    """(N, 16) to (N, 10): so little work that what is measured is everything around it."""
+    return nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def write_models(directory: Path) -> None:
+    torch.manual_seed(20)
+    graphs: Mapping[str, tuple[nn.Module, Tensor]] = {
+        "mlp": (mlp(), torch.randn(1, 16).mul(1e4).round().div(1e4)),  # few digits, as in people's JSON
+        "resnet18": (resnet18(), torch.randn(1, 3, 224, 224)),
+    }
+    for name in NAMES:
+        module, x = graphs[name]
+        module.eval()
+        with warnings.catch_warnings(), torch.inference_mode():
+            # the newer exporter needs a package more, for the same graph
+            warnings.simplefilter("ignore", DeprecationWarning)
+            y = module(x)
+            torch.onnx.export(
+                module,
+                (x,),
+                str(directory / f"{name}.onnx"),
+                dynamo=False,
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+            )
+        np.save(directory / f"{name}.x.npy", x.numpy())
+        np.save(directory / f"{name}.y.npy", y.numpy())
+
+
+if __name__ == "__main__":
+    write_models(Path(sys.argv[1]))

@@ -1,0 +1,256 @@
+"""The contestants: each a process tree on loopback, started, asked, measured and stopped the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import psutil
+
+from loadtests.bench.load import send
+from loadtests.bench.requests import NAMES, Request, ask
+
+T = TypeVar("T", int, float)
+
+__all__ = ["NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_POLL_S = 0.2
+_STOP_PATIENCE_S = 8.0
+
+
+class NotStarted(Exception):
+    """A peer cannot take part; the text says why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One peer, one model, one number of connections, one round."""
+
+    per_second: float
+    p50_s: float
+    p99_s: float
+    cpu_s_per_1000: float
+    """Processor seconds of the server's whole process tree per 1,000 answers."""
+    foreign_cores: float
+    """Cores that neither the server nor the load generator used, but somebody did."""
+
+
+@dataclass
+class Server:
+    """A peer that speaks HTTP."""
+
+    name: str
+    command: Sequence[str]
+    port: int
+    requests: Mapping[str, Request]
+    directory: Path
+    """Its working directory; `log.txt` gets what it prints."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_ready: Callable[[], bool] = lambda: True
+    """Asked after both models have answered."""
+    peak_rss_bytes: int = 0
+    """Largest sum over the process tree seen after a measurement; pages that are shared count once per process."""
+    _process: psutil.Popen | None = None
+
+    def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PENSTOCK_", "TS_"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        with (self.directory / "log.txt").open("wb") as log:
+            self._process = psutil.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env={
+                    **inherited,
+                    "PATH": path,
+                    "PYTHONPATH": str(ROOT),
+                    "ORT_DISABLE_TELEMETRY": "1",
+                    **self.environment,
+                },
+                start_new_session=True,  # Ctrl-C is for the benchmark, which stops its servers in order
+            )
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Until it has answered every model rightly.
+
+        Raises:
+            NotStarted: it ended, or did not in time; with the end of its log.
+        """
+        give_up = time.monotonic() + timeout_s
+        complaint: Exception | str = "not asked yet"
+        while time.monotonic() < give_up:
+            if self._process is None or self._process.poll() is not None:
+                complaint = "it ended"
+                break
+            try:
+                self.check()
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                complaint = error
+            else:
+                if self.is_ready():
+                    return
+                complaint = "its workers are not ready"
+            time.sleep(_POLL_S)
+        log = (self.directory / "log.txt").read_text(errors="replace").strip().splitlines()
+        raise NotStarted(f"{complaint}; last of its log: {' | '.join(log[-3:])[-400:]}")
+
+    def check(self) -> None:
+        """Every model once, against torch's answer; raises as `ask` does."""
+        for model in NAMES:
+            ask(self.port, self.requests[model])
+
+    def measure(self, model: str, connections: int, seconds: int) -> Sample:
+        machine, generator, server = _machine_cpu_s(), _children_cpu_s(), self._cpu_s()
+        burst = send(self.port, self.requests[model], connections, seconds)
+        used = self._cpu_s() - server
+        others = _machine_cpu_s() - machine - used - (_children_cpu_s() - generator)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, sum(_quietly(_rss, each) for each in self._tree()))
+        return Sample(
+            per_second=burst.answers / burst.seconds,
+            p50_s=burst.p50_s,
+            p99_s=burst.p99_s,
+            cpu_s_per_1000=used / burst.answers * 1000,
+            foreign_cores=max(0.0, others / burst.seconds),
+        )
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        tree = self._tree()
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(tree, _STOP_PATIENCE_S)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, _STOP_PATIENCE_S)
+
+    def _cpu_s(self) -> float:
+        return sum(_quietly(_cpu, each) for each in self._tree())
+
+    def _tree(self) -> list[psutil.Process]:
+        assert self._process is not None, "measured before start"
+        try:
+            leader = psutil.Process(self._process.pid)
+            return [leader, *leader.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+class RawLimit:
+    """ONNX Runtime without a server: one process for one client, and one per core for more."""
+
+    name = "onnxruntime alone"
+
+    def __init__(self, directory: Path, num_processes: int) -> None:
+        self.peak_rss_bytes = 0
+        self._loops: dict[str, list[subprocess.Popen[str]]] = {}
+        self._directory = directory
+        self._num_processes = num_processes
+
+    def start(self) -> None:
+        for model in NAMES:
+            graph, request = (str(self._directory / f"{model}{suffix}") for suffix in (".onnx", ".x.npy"))
+            command = [sys.executable, "-m", "loadtests.bench.raw", graph, request]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+            self._loops[model] = [
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                    start_new_session=True,
+                )
+                for _ in range(self._num_processes)
+            ]
+
+    def wait_ready(self, timeout_s: float) -> None:  # noqa: ARG002  the pipe ends when the process does
+        for loop in self._all():
+            assert loop.stdout is not None
+            if loop.stdout.readline() != "ready\n":
+                raise NotStarted(f"a loop ended with status {loop.wait()}")
+
+    def check(self) -> None:
+        """Nothing to ask: what it computes is what the servers' answers are held against."""
+
+    def measure(self, model: str, connections: int, seconds: int) -> Sample:
+        loops = self._loops[model][: min(connections, self._num_processes)]
+        machine = _machine_cpu_s()
+        for loop in loops:
+            assert loop.stdin is not None
+            loop.stdin.write(f"{seconds}\n")
+            loop.stdin.flush()
+        found = [json.loads(loop.stdout.readline()) for loop in loops if loop.stdout is not None]
+        cpu_s, answers = sum(each["cpu_s"] for each in found), sum(each["answers"] for each in found)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, sum(_rss(psutil.Process(loop.pid)) for loop in loops))
+        return Sample(
+            per_second=sum(each["answers"] / each["seconds"] for each in found),
+            p50_s=max(each["p50_s"] for each in found),
+            p99_s=max(each["p99_s"] for each in found),
+            cpu_s_per_1000=cpu_s / answers * 1000,
+            foreign_cores=max(0.0, (_machine_cpu_s() - machine - cpu_s) / seconds),
+        )
+
+    def stop(self) -> None:
+        for loop in self._all():
+            loop.kill()
+            loop.wait()
+            for pipe in (loop.stdin, loop.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def _all(self) -> list[subprocess.Popen[str]]:
+        return [loop for loops in self._loops.values() for loop in loops]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _quietly(read: Callable[[psutil.Process], T], process: psutil.Process) -> T | Literal[0]:
+    try:
+        return read(process)
+    except psutil.NoSuchProcess:  # ended since the tree was listed
+        return 0
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _rss(process: psutil.Process) -> int:
+    return int(process.memory_info().rss)
+
+
+def _machine_cpu_s() -> float:
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
+def _children_cpu_s() -> float:
+    """Of the load generators, which have ended and been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -37,8 +37,8 @@ def read(
     Raises:
         InvalidBody: damaged, or a column is missing.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415  heavy, and only some channels are Parquet
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415  heavy, and only some channels are Parquet
+    import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
         file = pq.ParquetFile(stream)

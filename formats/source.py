@@ -287,7 +287,7 @@ def _local_files(path: Path) -> list[str]:
 
 
 def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415  only channels behind URLs need it
+    import fsspec  # noqa: PLC0415  only channels behind URLs need it
 
     try:
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(url, **options))

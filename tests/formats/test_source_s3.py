@@ -1,7 +1,4 @@
-"""An S3 server on loopback (moto's), an unmodified s3fs. Both are development extras that pin their own botocore.
-
-They need not be importable here together with the rest: run with a Python that has them, `python -m pytest` this file.
-"""
+"""An S3 server on loopback (moto's), an unmodified s3fs."""
 
 from __future__ import annotations
 
@@ -14,14 +11,13 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import s3fs
 
 from formats.errors import InvalidBody
 from formats.manifests import attribute_stream, read
 from formats.recordio import encode_record
 from formats.source import Shard, attribute_fetcher, list_files, open_file, read_raw
 
-s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs 'moto[server]'")
-pytest.importorskip("moto.server", reason="moto is not installed: pip install s3fs 'moto[server]'")
 PAYLOADS = [bytes([n]) * 1000 for n in range(200)]
 
 

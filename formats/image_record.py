@@ -17,13 +17,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formats.errors import InvalidBody
-from formats.recordio import MAX_RECORD, OnBad, RecordWriter, read_records
+from formats.recordio import Reading, RecordWriter, read_decoded
 from formats.signatures import describe
 
 __all__ = ["ImageRecord", "decode", "encode", "image_record", "looks_like_image", "read", "write"]
@@ -97,31 +97,13 @@ def encode(record: ImageRecord) -> bytes:
     return _HEADER.pack(0, labels[0], record.id, record.id2) + record.image
 
 
-def read(
-    stream: BinaryIO,
-    name: str = "stream",
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    max_record: int = MAX_RECORD,
-    skip_bad: bool = False,
-    on_bad: OnBad | None = None,
-) -> Iterator[ImageRecord]:
-    """Yield the image records of a stream; arguments as in `formats.recordio.read_records`.
+def read(stream: BinaryIO, name: str = "stream", **options: Unpack[Reading]) -> Iterator[ImageRecord]:
+    """Yield the image records of a stream; options as in `formats.recordio.read_records`.
 
     Raises:
         InvalidBody: `record N at byte B: ...`.
     """
-    for raw in read_records(
-        stream, name, start=start, stop=stop, max_record=max_record, skip_bad=skip_bad, on_bad=on_bad
-    ):
-        try:
-            yield decode(raw.payload)
-        except InvalidBody as error:
-            if not skip_bad:
-                raise InvalidBody(f"{name}: record {raw.number} at byte {raw.offset}: {error}") from error
-            if on_bad is not None:
-                on_bad(raw.number, raw.offset, str(error))
+    return read_decoded(decode, stream, name, **options)
 
 
 def write(stream: BinaryIO, records: Iterable[ImageRecord]) -> list[tuple[int, int]]:

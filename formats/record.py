@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Unpack
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from formats.errors import InvalidBody
 from formats.protos import record_pb2
-from formats.recordio import MAX_RECORD, OnBad, decode_records, encode_record, read_records
+from formats.recordio import Reading, decode_records, encode_record, read_decoded
 
 __all__ = [
     "BytesValue",
@@ -117,31 +117,13 @@ def decode_body(data: bytes) -> list[Record]:
     return records
 
 
-def read(
-    stream: BinaryIO,
-    name: str = "stream",
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    max_record: int = MAX_RECORD,
-    skip_bad: bool = False,
-    on_bad: OnBad | None = None,
-) -> Iterator[Record]:
-    """Yield the records of a stream; arguments as in `formats.recordio.read_records`.
+def read(stream: BinaryIO, name: str = "stream", **options: Unpack[Reading]) -> Iterator[Record]:
+    """Yield the records of a stream; options as in `formats.recordio.read_records`.
 
     Raises:
         InvalidBody: `record N at byte B: ...`.
     """
-    for raw in read_records(
-        stream, name, start=start, stop=stop, max_record=max_record, skip_bad=skip_bad, on_bad=on_bad
-    ):
-        try:
-            yield decode(raw.payload)
-        except InvalidBody as error:
-            if not skip_bad:
-                raise InvalidBody(f"{name}: record {raw.number} at byte {raw.offset}: {error}") from error
-            if on_bad is not None:
-                on_bad(raw.number, raw.offset, str(error))
+    return read_decoded(decode, stream, name, **options)
 
 
 def tensor_in(features: Mapping[str, Feature], name: str, where: str = "features") -> Tensor:

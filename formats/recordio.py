@@ -22,7 +22,7 @@ import logging
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypedDict, TypeVar, Unpack
 
 from formats.errors import InvalidBody
 from formats.signatures import describe
@@ -31,12 +31,14 @@ __all__ = [
     "MAGIC",
     "MAX_RECORD",
     "RawRecord",
+    "Reading",
     "RecordWriter",
     "build_index",
     "decode_records",
     "encode_record",
     "head_from",
     "read_at",
+    "read_decoded",
     "read_index",
     "read_records",
     "shard_bounds",
@@ -49,6 +51,8 @@ MAX_RECORD = 2**29 - 1
 
 OnBad = Callable[[int, int, str], None]
 """Told the number, the byte offset and the fault of each record that was skipped."""
+
+T = TypeVar("T")
 
 _MAGIC = 0xCED7230A
 _HEAD = struct.Struct("<II")
@@ -82,6 +86,35 @@ def decode_records(data: bytes, name: str = "body") -> list[bytes]:
         InvalidBody: no records, or damage; the text holds the record's number and byte offset.
     """
     return [record.payload for record in read_records(io.BytesIO(data), name)]
+
+
+class Reading(TypedDict, total=False):
+    """The options of `read_records`, for the readers that stand on it."""
+
+    start: int
+    stop: int | None
+    max_record: int
+    skip_bad: bool
+    on_bad: OnBad | None
+
+
+def read_decoded(
+    decode: Callable[[bytes], T], stream: BinaryIO, name: str = "stream", **options: Unpack[Reading]
+) -> Iterator[T]:
+    """Yield what `decode` makes of each logical record; options as in `read_records`.
+
+    Raises:
+        InvalidBody: `record N at byte B: ...`, unless `skip_bad`.
+    """
+    for raw in read_records(stream, name, **options):
+        try:
+            yield decode(raw.payload)
+        except InvalidBody as error:
+            if not options.get("skip_bad"):
+                raise InvalidBody(f"{name}: record {raw.number} at byte {raw.offset}: {error}") from error
+            on_bad = options.get("on_bad")
+            if on_bad is not None:
+                on_bad(raw.number, raw.offset, str(error))
 
 
 def read_records(

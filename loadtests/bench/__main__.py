@@ -33,12 +33,14 @@ class Plan:
     num_rounds: int
     seconds: int
     """Of each measurement."""
+    warm_up_s: int
+    """Of each peer and model, before the first round."""
     limit_s: float
     """No round begins that might end after this."""
 
 
-FULL = Plan(num_rounds=5, seconds=2, limit_s=475)
-QUICK = Plan(num_rounds=2, seconds=1, limit_s=140)
+FULL = Plan(num_rounds=5, seconds=2, warm_up_s=4, limit_s=475)
+QUICK = Plan(num_rounds=2, seconds=1, warm_up_s=1, limit_s=140)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,7 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     plan = QUICK if options.quick else FULL
     output = options.output or (None if options.quick else ROOT / "docs" / "benchmarks" / "serving.md")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: with everything stopped
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # both, for a shell starts what is in the background without the first
+        signal.signal(number, signal.default_int_handler)
     command = "python -m loadtests.bench" + (" --quick" if options.quick else "")
     results = Results(command, plan.seconds, os.cpu_count() or 1, os.getloadavg()[0])
     try:
@@ -80,7 +86,7 @@ def _run(plan: Plan, results: Results) -> None:
         with _started(lineup, results) as peers:
             for peer in peers:
                 for model in NAMES:
-                    peer.measure(model, max(CONNECTIONS), 1)  # a JVM, for one, gets faster as it goes
+                    peer.measure(model, CONNECTIONS[1], plan.warm_up_s)  # a JVM, for one, gets faster as it goes
             while results.num_rounds < plan.num_rounds:
                 began = time.monotonic()
                 _round(peers, plan, results)
@@ -99,11 +105,15 @@ def _started(lineup: Sequence[Peer], results: Results) -> Iterator[list[Peer]]:
     """Those that take part, started side by side. Only Penstock itself has to."""
     absent: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
+        # last in, first out: all are asked to end before the first is waited for
+        for peer in lineup:
+            stack.callback(peer.stop)
+        for peer in lineup:
+            stack.callback(peer.begin_stop)
         for peer in lineup:
             if "TorchServe" in peer.name and (reason := missing_java()):
                 absent[peer.name] = reason
                 continue
-            stack.callback(peer.stop)
             peer.start()
         for peer in lineup:
             if peer.name in absent:
@@ -115,7 +125,7 @@ def _started(lineup: Sequence[Peer], results: Results) -> Iterator[list[Peer]]:
                 if peer is lineup[0]:
                     raise
                 absent[peer.name] = str(error)
-                peer.stop()
+                peer.begin_stop()
         for name, reason in absent.items():
             _say(f"left out: {name}: {reason}")
         results.absent = absent

@@ -28,7 +28,7 @@ __all__ = ["NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _POLL_S = 0.2
-_STOP_PATIENCE_S = 8.0
+_STOP_PATIENCE_S = 6.0
 
 
 class NotStarted(Exception):
@@ -64,6 +64,8 @@ class Server:
     peak_rss_bytes: int = 0
     """Largest sum over the process tree seen after a measurement; pages that are shared count once per process."""
     _process: psutil.Popen | None = None
+    _last_tree: list[psutil.Process] = field(default_factory=list)
+    _stop_by: float = 0.0
 
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -129,13 +131,17 @@ class Server:
             foreign_cores=max(0.0, others / burst.seconds),
         )
 
+    def begin_stop(self) -> None:
+        """Ask it to end, without waiting: the others can be asked meanwhile."""
+        if self._process is not None:
+            self._last_tree = self._tree() or self._last_tree
+            self._stop_by = time.monotonic() + _STOP_PATIENCE_S
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
-        if self._process is None:
-            return
-        tree = self._tree()
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(tree, _STOP_PATIENCE_S)
+        """Wait for the end that was asked for, and enforce it."""
+        _, alive = psutil.wait_procs(self._last_tree, max(0.1, self._stop_by - time.monotonic()))
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -208,9 +214,12 @@ class RawLimit:
             foreign_cores=max(0.0, (_machine_cpu_s() - machine - cpu_s) / seconds),
         )
 
-    def stop(self) -> None:
+    def begin_stop(self) -> None:
         for loop in self._all():
             loop.kill()
+
+    def stop(self) -> None:
+        for loop in self._all():
             loop.wait()
             for pipe in (loop.stdin, loop.stdout):
                 if pipe is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import orjson
 
-from formats import images
+from formats import content_types, images
 from formats.envelope import Prediction
 from formats.errors import BackendFailed
 from handlers.graph import Arrays, Runtime
@@ -38,8 +38,8 @@ class ImageClassification(Handler):
         self._lines_by_default = environment.get("SAGEMAKER_BATCH", "").lower() == "true"
 
     def decode(self, prediction: Prediction) -> Arrays:
-        pixels_HWC = images.resize(images.decode(prediction.body), self._height, self._width)
-        return {"image": pixels_HWC[None]}
+        (pixels_HWC,) = content_types.decode(prediction.content_type, prediction.body)
+        return {"image": images.resize(pixels_HWC, self._height, self._width)[None]}
 
     def encode(self, prediction: Prediction, outputs: Arrays) -> Answer:
         (probabilities_K,) = outputs["probabilities"]

@@ -36,16 +36,21 @@ class Pending:
 
     def answer(self, outcome: Outcome) -> None:
         """Deliver once; what comes later (an answer after its deadline) has nobody waiting."""
-        if not self.answered:
-            self.answered = True
-            unwritable = BackendFailed("the answer cannot be written; see the log of the gateway")
-            for attempt in (outcome, Outcome.of_error(unwritable)):
-                try:
-                    self.deliver(attempt)
-                except Exception:  # noqa: BLE001  it must not hold up the answers behind it in the batch
-                    _log.exception("the answer to request %s", self.prediction.request_id)
-                else:
-                    return
+        if self.answered:
+            return
+        self.answered = True
+        try:
+            self.deliver(outcome)
+        except Exception:  # noqa: BLE001  it must not hold up the answers behind it in the batch
+            _log.exception("the answer to request %s", self.prediction.request_id)
+            self._apologise()
+
+    def _apologise(self) -> None:
+        text = "the answer cannot be written; see the log of the gateway"
+        try:
+            self.deliver(Outcome.of_error(BackendFailed(text)))
+        except Exception:  # noqa: BLE001
+            _log.exception("the error to request %s", self.prediction.request_id)
 
     def expire(self, now: float) -> bool:
         """Answer with an error if the deadline has passed."""

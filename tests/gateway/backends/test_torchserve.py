@@ -117,12 +117,12 @@ def settings(**changes: Any) -> PoolSettings:
         "managed": True,
         "workers": 1,
         "run_timeout_s": RUN_TIMEOUT_S,
-        "startup_timeout_s": 20.0,
+        "startup_timeout_s": 60.0,
     }
     return PoolSettings(**{**defaults, **changes})
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 20) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s} s"

@@ -269,7 +269,7 @@ def test_a_server_that_dies_is_started_again_with_its_models(live: Live) -> None
 
     with pytest.raises(BatchLost):
         running.result(10)  # type: ignore[call-arg]
-    eventually(live.answers_again, 30)
+    eventually(live.answers_again, 60)
     assert live.events["server_died"] == 1
     assert live.loop(live.backend.healthy())
     assert not [process for process in before if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

@@ -57,6 +57,8 @@ class Catalog:
         self.versions: dict[tuple[str, str], ServedVersion] = {}
         self.errors: dict[tuple[str, str], str] = {}
         """Versions in the store that cannot even be opened, with the reason."""
+        self.changed = asyncio.Event()
+        """Set when the tables or what is ready may have changed; whoever waits clears it."""
         self._settings = settings
         self._pools = pools
         self._metrics = metrics
@@ -248,6 +250,7 @@ class Catalog:
             if version.deployments:
                 deployments[name, number, ""] = _default_mode(version)
         self.router.endpoints, self.router.deployments = endpoints, deployments
+        self.changed.set()
         self.router.refused = self.errors
 
     def _choose_current(self) -> None:

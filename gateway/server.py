@@ -229,7 +229,9 @@ class Gateway:
                     _log.warning("pool %s is %s", pool.name, "healthy again" if healthy else "not healthy")
                 pool.healthy = healthy
             await self._grpc.refresh_health()
-            await asyncio.sleep(_HEALTH_S)
+            with contextlib.suppress(TimeoutError):  # at once when a model has become ready
+                await asyncio.wait_for(self.catalog.changed.wait(), _HEALTH_S)
+            self.catalog.changed.clear()
 
 
 def _uvicorn_config(app: Any) -> uvicorn.Config:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from formats.errors import PenstockError, code_of, error_from_code
 
-__all__ = ["Outcome", "Prediction", "Tensor"]
+__all__ = ["Outcome", "Prediction", "Stages", "Tensor"]
 
 
 class Tensor(NamedTuple):
@@ -24,6 +24,16 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     data: bytes | memoryview
     """Exactly product(shape) elements; `BYTES` elements are each preceded by their length (uint32)."""
+
+
+class Stages(NamedTuple):
+    """Seconds that a handler spent on one batch, by what it did."""
+
+    pre: float
+    """Bodies to arrays, and arrays to one batch."""
+    graph: float
+    post: float
+    """Rows to response bodies."""
 
 
 @dataclass(slots=True)
@@ -61,6 +71,8 @@ class Outcome:
     error_message: str = ""
     version: str = ""
     """The model version that answered."""
+    stages: Stages | None = field(default=None, compare=False)
+    """Of the whole batch that this was answered in, shared by its neighbours."""
 
     @classmethod
     def of_error(cls, error: PenstockError) -> Outcome:

@@ -1,6 +1,7 @@
 """A batch of predictions, or of outcomes, as one message: what travels to an embedded worker and to TorchServe.
 
-msgpack, positional: a version number, then one short array per item. Packing copies each body once; unpacking hands
+msgpack, positional: a version number, one short array per item, and for outcomes the seconds that the batch took (see
+`formats.envelope.Stages`) or nil. Packing copies each body once; unpacking hands
 out `bytes`. Deadlines do not travel (clocks differ between machines): the gateway is the one that waits.
 """
 
@@ -11,11 +12,11 @@ from typing import Any
 
 import msgpack
 
-from formats.envelope import Outcome, Prediction, Tensor
+from formats.envelope import Outcome, Prediction, Stages, Tensor
 
 __all__ = ["pack_outcomes", "pack_predictions", "unpack_outcomes", "unpack_predictions"]
 
-_VERSION = 1
+_VERSION = 2
 _Types = tuple[type, ...]
 _PREDICTION: set[_Types] = {(bytes, str, str, str, tensors, list, dict, str) for tensors in (list, type(None))}
 _OUTCOME: set[_Types] = {(bytes, str, tensors, str, str, str) for tensors in (list, type(None))}
@@ -28,7 +29,7 @@ def pack_predictions(batch: Sequence[Prediction]) -> bytes:
         (p.body, p.content_type, p.accept, p.mode, p.tensors, p.outputs, dict(p.parameters), p.request_id)
         for p in batch
     ]
-    return _packb((_VERSION, items))
+    return _packb((_VERSION, items, None))
 
 
 def unpack_predictions(message: bytes, model: str, version: str) -> list[Prediction]:
@@ -50,14 +51,16 @@ def unpack_predictions(message: bytes, model: str, version: str) -> list[Predict
             parameters=parameters,
             request_id=request_id,
         )
-        for body, content_type, accept, mode, tensors, outputs, parameters, request_id in _unpackb(message, _PREDICTION)
+        for body, content_type, accept, mode, tensors, outputs, parameters, request_id in _unpackb(
+            message, _PREDICTION
+        )[0]
     ]
 
 
 def pack_outcomes(outcomes: Sequence[Outcome]) -> bytes:
     """Encode the answers of one batch, in its order."""
     items = [(o.body, o.content_type, o.tensors, o.error_code, o.error_message, o.version) for o in outcomes]
-    return _packb((_VERSION, items))
+    return _packb((_VERSION, items, outcomes[0].stages if outcomes else None))
 
 
 def unpack_outcomes(message: bytes) -> list[Outcome]:
@@ -66,9 +69,11 @@ def unpack_outcomes(message: bytes) -> list[Outcome]:
     Raises:
         ValueError: the message was not made by this version of the format.
     """
+    items, seconds = _unpackb(message, _OUTCOME)
+    stages = _stages(seconds)
     return [
-        Outcome(body, content_type, _tensors(tensors), error_code, error_message, version)
-        for body, content_type, tensors, error_code, error_message, version in _unpackb(message, _OUTCOME)
+        Outcome(body, content_type, _tensors(tensors), error_code, error_message, version, stages)
+        for body, content_type, tensors, error_code, error_message, version in items
     ]
 
 
@@ -78,18 +83,29 @@ def _packb(value: object) -> bytes:
     return packed
 
 
-def _unpackb(message: bytes, allowed: set[_Types]) -> list[list[Any]]:
+def _unpackb(message: bytes, allowed: set[_Types]) -> tuple[list[list[Any]], Any]:
     try:
-        version, items = msgpack.unpackb(message)
+        version, *rest = msgpack.unpackb(message)
     except Exception as error:
         raise ValueError(f"not a packed batch ({len(message)} bytes): {error}") from error
     if version != _VERSION:
         raise ValueError(f"packed batch of format {version}; this side speaks {_VERSION}: upgrade the older one")
+    if len(rest) != 2:
+        raise ValueError(f"not a packed batch: 2 parts were expected behind the version, found {len(rest)}")
+    items, seconds = rest
     if type(items) is not list:
         raise ValueError(f"not a packed batch: a list of items was expected, found {type(items).__name__}")
     for index, item in enumerate(items):
         _check(item, allowed, "item", index)
-    return items
+    return items, seconds
+
+
+def _stages(seconds: Any) -> Stages | None:
+    if seconds is None:
+        return None
+    if type(seconds) is not list or list(map(type, seconds)) != [float] * len(Stages._fields):
+        raise ValueError("not a packed batch: the seconds of its stages are none")
+    return Stages(*seconds)
 
 
 def _check(fields: Any, allowed: set[_Types], label: str, index: int) -> None:

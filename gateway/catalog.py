@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from formats.errors import BackendFailed, CorruptBundle, NotFound, NotReady, PenstockError
-from gateway.backends.backend import BatchLost, BatchRefused
+from gateway.backends.backend import BatchLost, BatchRefused, answer_of
 from gateway.batcher import Batcher
 from gateway.metrics import Metrics, Reading
 from gateway.pool import Pool
@@ -144,14 +144,12 @@ class Catalog:
 
     def _batcher(self, bundle: Bundle, mode: str, pool: Pool) -> Batcher:
         manifest = bundle.manifest
-        size, wait = self._metrics.batch_observers(manifest.name, manifest.version, mode, pool.name)
         return Batcher(
             pool,
             clock=self._clock,
-            max_batch_size=manifest.modes[mode].batching.max_batch_size,
+            limits=manifest.modes[mode].batching,
             max_queue=self._settings.max_queue,
-            observe_size=size,
-            observe_wait=wait,
+            observer=self._metrics.batch_observer(manifest.name, manifest.version, mode, pool.name),
         )
 
     def _wanted(self) -> Iterator[ServedVersion]:
@@ -204,7 +202,7 @@ class Catalog:
         give_up = self._clock() + _GOLDEN_PATIENCE_S
         while True:
             try:
-                (outcome,) = await pool.backend.run([golden])
+                (outcome,) = await answer_of(pool.backend, [golden])
             except (BatchRefused, BatchLost) as error:
                 if self._clock() > give_up:
                     raise NotReady(f"the golden request was not answered: {error}") from error

@@ -6,15 +6,21 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from math import inf
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-__all__ = ["Metrics", "Reading"]
+from formats.envelope import Stages
+from gateway.batcher import Reason
+from gateway.timing import CallTiming
+
+__all__ = ["BatchObserver", "Metrics", "Reading"]
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_STAGE_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, *_SECONDS[:-2])
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Reading = tuple[str, str, tuple[str, ...], tuple[str, ...], float]
@@ -64,6 +70,33 @@ class _Distributions(Collector):
         yield HistogramMetricFamily(self._name, self._text, labels=self._labels)
 
 
+class _Count:
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+class _Counts(Collector):
+    """A family of counters without locks, like `_Distributions`."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._cells: dict[tuple[str, ...], _Count] = {}
+
+    def labels(self, *values: str) -> _Count:
+        return self._cells.setdefault(values, _Count())
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, cell in self._cells.items():
+            family.add_metric(values, cell.value)
+        yield family
+
+    def describe(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._text, labels=self._labels)
+
+
 class Metrics:
     """Counters and histograms of one gateway process."""
 
@@ -79,23 +112,30 @@ class Metrics:
             _SECONDS,
         )
         of_batcher = ("model", "version", "mode", "pool")
-        self._batch_size = _Distributions("penstock_batch_size", "Predictions per backend call", of_batcher, _SIZES)
-        self._queue_seconds = _Distributions(
+        self.batch_size = _Distributions("penstock_batch_size", "Predictions per backend call", of_batcher, _SIZES)
+        self.batches = _Counts(
+            "penstock_batches", "Backend calls by why they held no more predictions", (*of_batcher, "reason")
+        )
+        self.queue_seconds = _Distributions(
             "penstock_queue_seconds", "Wait of a batch's oldest prediction before its call", of_batcher, _SECONDS
         )
-        for family in (self._seconds, self._batch_size, self._queue_seconds):
+        self.stage_seconds = _Distributions(
+            "penstock_stage_seconds",
+            "A backend call by what it did: pre, graph and post in the handler, hop for the rest",
+            (*of_batcher, "stage"),
+            _STAGE_SECONDS,
+        )
+        families: tuple[Collector, ...] = (self._seconds, self.batch_size, self.batches)
+        for family in (*families, self.queue_seconds, self.stage_seconds):
             self.registry.register(family)
 
     def answered(self, protocol: str, endpoint: str, code: str, seconds: float) -> None:
         """Count one prediction. `endpoint` must be a known name or empty, never what a client made up."""
         self._seconds.labels(protocol, endpoint, code).observe(seconds)
 
-    def batch_observers(
-        self, model: str, version: str, mode: str, pool: str
-    ) -> tuple[Callable[[float], None], Callable[[float], None]]:
-        """Observers of one batcher: size of a batch, seconds its oldest prediction waited."""
-        labels = (model, version, mode, pool)
-        return self._batch_size.labels(*labels).observe, self._queue_seconds.labels(*labels).observe
+    def batch_observer(self, model: str, version: str, mode: str, pool: str) -> BatchObserver:
+        """What one batcher tells of its batches."""
+        return BatchObserver(self, (model, version, mode, pool))
 
     def event(self, pool: str, event: str) -> None:
         self._events.labels(pool, event).inc()
@@ -107,6 +147,27 @@ class Metrics:
     def exposition(self) -> bytes:
         """Prometheus text format."""
         return generate_latest(self.registry)
+
+
+class BatchObserver:
+    """See `gateway.batcher.Observer`: the histograms of one batcher, looked up once."""
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, ...]) -> None:
+        self._size = metrics.batch_size.labels(*labels)
+        self._reasons = {reason: metrics.batches.labels(*labels, reason) for reason in get_args(Reason)}
+        self._queue = metrics.queue_seconds.labels(*labels)
+        self._stages = [metrics.stage_seconds.labels(*labels, stage) for stage in (*Stages._fields, "hop")]
+
+    def released(self, size: int, reason: Reason, waited_s: float) -> None:
+        self._size.observe(size)
+        self._reasons[reason].value += 1
+        self._queue.observe(waited_s)
+
+    def landed(self, call: CallTiming) -> None:
+        if call.stages is None:
+            return
+        for stage, seconds in zip(self._stages, (*call.stages, call.hop), strict=True):
+            stage.observe(seconds)
 
 
 class _Readings(Collector):

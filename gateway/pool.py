@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 from formats.envelope import Outcome
 from formats.errors import BackendFailed
-from gateway.backends.backend import Backend, BatchLost, BatchRefused
+from gateway.backends.backend import Answer, Backend, BatchLost, BatchRefused
 from gateway.batcher import Batcher, Pending
 from gateway.settings import PoolSettings
+from gateway.timing import CallTiming, Timing
 
 __all__ = ["Pool"]
 
@@ -23,6 +24,17 @@ _MAX_LOSSES = 2
 _REFUSED_PAUSE_S = 0.02
 
 
+class _Flight:
+    """One backend call under way."""
+
+    __slots__ = ("batch", "batcher", "launched")
+
+    def __init__(self, batcher: Batcher, batch: list[Pending], launched: float) -> None:
+        self.batcher = batcher
+        self.batch = batch
+        self.launched = launched
+
+
 class Pool:
     """Runs batches in the order their batchers lined up, as many at once as the backend has capacity for."""
 
@@ -31,34 +43,42 @@ class Pool:
         self.settings = settings
         self.backend = backend
         self.healthy = False
-        self.in_flight = 0
         self._clock = clock
         self._line: deque[Batcher] = deque()
-        self._running: set[tuple[Pending, ...]] = set()
+        self._flights: set[_Flight] = set()
         self._pump_scheduled = False
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that run now."""
+        return len(self._flights)
 
     def offer(self, batcher: Batcher) -> None:
         """Put a batcher that has work in line; each stands there once."""
-        if batcher not in self._line:
+        if not batcher.in_line:
+            batcher.in_line = True
             self._line.append(batcher)
         self._schedule()
 
     def pump(self) -> None:
         """Fill the free slots."""
         self._pump_scheduled = False
-        while self._line and self.in_flight < self.backend.capacity:
-            batcher = self._line.popleft()
-            batch = batcher.take()
+        line = self._line
+        while line and (free := self.backend.capacity - len(self._flights)) > 0:
+            batcher = line.popleft()
+            batch = batcher.take(free if not line else 1)
             if len(batcher):
-                self._line.append(batcher)
+                line.append(batcher)
+            else:
+                batcher.in_line = False
             if batch:
                 self._launch(batcher, batch)
 
     def expire(self) -> None:
         """Tell those whose deadline passes while their batch is still running."""
         now = self._clock()
-        for batch in self._running:
-            for pending in batch:
+        for flight in self._flights:
+            for pending in flight.batch:
                 pending.expire(now)
 
     def _schedule(self) -> None:
@@ -68,45 +88,43 @@ class Pool:
             asyncio.get_running_loop().call_soon(self.pump)
 
     def _launch(self, batcher: Batcher, batch: list[Pending]) -> None:
-        self.in_flight += 1
-        key = tuple(batch)
-        self._running.add(key)
-        future = asyncio.ensure_future(self._run(batch))
-        future.add_done_callback(partial(self._landed, batcher, key))
-
-    def _run(self, batch: list[Pending]) -> Awaitable[list[Outcome]]:
+        flight = _Flight(batcher, batch, self._clock())
+        self._flights.add(flight)
+        land = partial(self._landed, flight)
         try:
-            return self.backend.run([pending.prediction for pending in batch])
+            self.backend.run([pending.prediction for pending in batch], land)
         except Exception as error:  # noqa: BLE001  even a broken backend gives its slot back
-            failed: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-            failed.set_exception(error)
-            return failed
+            land(error)
 
-    def _landed(self, batcher: Batcher, batch: tuple[Pending, ...], future: asyncio.Future[list[Outcome]]) -> None:
-        self.in_flight -= 1
-        self._running.discard(batch)
-        error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        if error is None and len(future.result()) != len(batch):
-            error = ValueError(f"{len(future.result())} outcomes for {len(batch)} predictions")
-        if error is None:
-            for pending, outcome in zip(batch, future.result(), strict=True):
-                pending.answer(outcome)
-        elif isinstance(error, BatchRefused):
-            asyncio.get_running_loop().call_later(_REFUSED_PAUSE_S, batcher.put_back, list(batch))
+    def _landed(self, flight: _Flight, answer: Answer) -> None:
+        if flight not in self._flights:
+            _log.error("pool %s: the backend answered a batch twice", self.name)
+            return
+        self._flights.remove(flight)
+        batch = flight.batch
+        if not isinstance(answer, BaseException) and len(answer) != len(batch):
+            answer = ValueError(f"{len(answer)} outcomes for {len(batch)} predictions")
+        if not isinstance(answer, BaseException):
+            call = CallTiming(flight.launched, self._clock(), answer[0].stages)
+            flight.batcher.landed(len(batch), call)
+            for pending, outcome in zip(batch, answer, strict=True):
+                pending.answer(outcome, Timing(flight.launched - pending.enqueued, call))
+        elif isinstance(answer, BatchRefused):
+            asyncio.get_running_loop().call_later(_REFUSED_PAUSE_S, flight.batcher.put_back, batch)
         else:
-            self._lost(batcher, batch, error)
+            self._lost(flight, answer)
         if self._line:
             self._schedule()
 
-    def _lost(self, batcher: Batcher, batch: tuple[Pending, ...], error: BaseException) -> None:
+    def _lost(self, flight: _Flight, error: BaseException) -> None:
         if not isinstance(error, BatchLost):
             _log.error("pool %s: a backend may raise BatchLost or BatchRefused only", self.name, exc_info=error)
         again = []
-        for pending in batch:
+        for pending in flight.batch:
             pending.attempts += 1
             if pending.attempts < _MAX_LOSSES:
                 again.append(pending)
             else:
                 text = f"the backend died {pending.attempts} times on this request; it will not be tried again"
                 pending.answer(Outcome.of_error(BackendFailed(text)))
-        batcher.put_back(again)
+        flight.batcher.put_back(again)

@@ -54,7 +54,7 @@ class Deployment:
         residence = self.choose()
         if residence.state == "failed":
             text = f"model '{self.manifest.name}' version {self.manifest.version} is not ready: {residence.reason}"
-            deliver(Outcome.of_error(NotReady(text)))
+            deliver(Outcome.of_error(NotReady(text)), None)
             return
         if residence.state == "cold":
             self.wake(residence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats.envelope import Outcome, Prediction, Tensor
+from formats.envelope import Outcome, Prediction, Stages, Tensor
 from formats.errors import BackendFailed, InvalidBody, NotAcceptable, PenstockError, UnsupportedContentType
 from formats.tensors import array_of, tensor_of
 from handlers.graph import Array, Arrays, Runtime, load_graph
@@ -41,6 +42,15 @@ class _Item:
     num_rows: int
 
 
+@dataclass(slots=True)
+class _Spent:
+    """Seconds so far: `Stages` in the making."""
+
+    pre: float
+    graph: float = 0.0
+    post: float = 0.0
+
+
 class Handler(ABC):
     """Runs one model. Subclasses translate one request at a time; batching, isolation and raw tensors are done here."""
 
@@ -48,6 +58,8 @@ class Handler(ABC):
         self.manifest = bundle.manifest
         self.bundle = bundle
         self._graphs = {name: load_graph(bundle.path, graph, runtime) for name, graph in bundle.manifest.graphs.items()}
+        # clients send the same few headers for ever
+        self._check_types = lru_cache(maxsize=256)(self._check_types)  # type: ignore[method-assign]
 
     @abstractmethod
     def decode(self, prediction: Prediction) -> Arrays:
@@ -68,7 +80,8 @@ class Handler(ABC):
         return {name: np.concatenate([each[name] for each in inputs]) for name in inputs[0]}
 
     def predict(self, batch: Sequence[Prediction]) -> list[Outcome]:
-        """Answer a batch: same length, same order, and a failing item fails alone."""
+        """Answer a batch: same length, same order, and a failing item fails alone. Each outcome holds the `stages`."""
+        began = time.perf_counter()
         outcomes: list[Outcome | None] = [None] * len(batch)
         groups: dict[tuple[Any, ...], list[_Item]] = {}
         for index, prediction in enumerate(batch):
@@ -82,10 +95,15 @@ class Handler(ABC):
                 outcomes[index] = _failed("decode", prediction, error)
             else:
                 groups.setdefault(group, []).append(item)
+        spent = _Spent(pre=time.perf_counter() - began)
         for items in groups.values():
-            self._answer(items, outcomes)
-        assert all(outcome is not None for outcome in outcomes)
-        return [outcome for outcome in outcomes if outcome is not None]
+            self._answer(items, outcomes, spent)
+        answered = [outcome for outcome in outcomes if outcome is not None]
+        assert len(answered) == len(batch)
+        stages = Stages(spent.pre, spent.graph, spent.post)
+        for outcome in answered:
+            outcome.stages = stages
+        return answered
 
     def mode_of(self, prediction: Prediction) -> Mode:
         """The mode that a request asks for."""
@@ -105,9 +123,13 @@ class Handler(ABC):
             check_inputs(graph, prediction.tensors)
             check_outputs(graph, prediction.outputs)
             return {tensor.name: _graph_input(tensor) for tensor in prediction.tensors}
-        media_type(prediction.content_type, mode.content_types)
-        self.accept_of(prediction)
+        self._check_types(prediction.mode, prediction.content_type, prediction.accept)
         return self.decode(prediction)
+
+    def _check_types(self, mode_name: str, content_type: str, accept: str) -> None:
+        mode = self.manifest.modes[mode_name or self.manifest.default_mode]
+        media_type(content_type, mode.content_types)
+        accepted(accept, tuple(mode.accepts))
 
     def _num_rows(self, prediction: Prediction, inputs: Arrays) -> int:
         if not self.manifest.graphs[self.mode_of(prediction).graph].batched:
@@ -123,19 +145,24 @@ class Handler(ABC):
             return (graph_name, "body")
         return (graph_name, "tensors", *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items())))
 
-    def _answer(self, items: list[_Item], outcomes: list[Outcome | None]) -> None:
+    def _answer(self, items: list[_Item], outcomes: list[Outcome | None], spent: _Spent) -> None:
         graph = self._graphs[self.mode_of(items[0].prediction).graph]
+        began = collated = time.perf_counter()
         try:
-            outputs = graph.run(self.collate([item.inputs for item in items]))
+            inputs = self.collate([item.inputs for item in items])
+            collated = time.perf_counter()
+            outputs = graph.run(inputs)
             if len(items) > 1:
                 _check_rows(outputs, sum(item.num_rows for item in items))
         except Exception as error:  # noqa: BLE001
+            spent.graph += time.perf_counter() - began
             if len(items) > 1:  # find the guilty one: each alone
                 for item in items:
-                    self._answer([item], outcomes)
+                    self._answer([item], outcomes, spent)
             else:
                 outcomes[items[0].index] = _failed("graph", items[0].prediction, error)
             return
+        computed = time.perf_counter()
         start = 0
         for item in items:
             stop = start + item.num_rows
@@ -143,6 +170,9 @@ class Handler(ABC):
             rows = outputs if alone else {name: value[start:stop] for name, value in outputs.items()}
             outcomes[item.index] = self._encode(item.prediction, rows)
             start = stop
+        spent.pre += collated - began
+        spent.graph += computed - collated
+        spent.post += time.perf_counter() - computed
 
     def _encode(self, prediction: Prediction, outputs: Arrays) -> Outcome:
         try:

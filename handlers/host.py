@@ -11,7 +11,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
@@ -24,7 +26,7 @@ from handlers.handler import Handler
 from model_store.golden import check_golden, golden_prediction
 from model_store.store import Bundle
 
-__all__ = ["Host", "main"]
+__all__ = ["Host", "main", "open_handler"]
 
 _log = logging.getLogger("penstock.host")
 
@@ -66,10 +68,19 @@ class Host:
 
 
 def load(payload: bytes) -> Handler:
-    """Build a handler from a LOAD payload and hold it against its golden request."""
+    """The handler that a LOAD payload asks for."""
     order = msgpack.unpackb(payload)
-    bundle = Bundle.open(Path(order["path"]))
-    handler = load_handler(bundle, Runtime(**order["runtime"]))
+    return open_handler(Path(order["path"]), order["runtime"])
+
+
+def open_handler(path: Path, runtime: Mapping[str, Any]) -> Handler:
+    """Build the handler of a bundle, with the fields of `Runtime`, and hold it against its golden request.
+
+    Raises:
+        PenstockError: the bundle is damaged, or its answer is not the golden one.
+    """
+    bundle = Bundle.open(path)
+    handler = load_handler(bundle, Runtime(**runtime))
     golden = golden_prediction(bundle)
     if golden is not None:
         (outcome,) = handler.predict([golden])

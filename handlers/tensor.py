@@ -5,6 +5,7 @@ Its own inputs are also reachable through the tensor protocols, as those of ever
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,8 @@ def _plain(array: Array) -> Any:
 
 def _array(spec: TensorSpec, value: Any) -> Array:
     dtype = DATATYPES[spec.datatype]
-    try:
-        # as objects first: numpy's own guess turns true into 1 and 1 into "1", and one long text beside many short
-        # ones into a table of that width, more than any worker's memory
-        array = np.array(value, dtype=object)
-    except ValueError as error:
-        raise InvalidBody(f"field '{spec.name}': rows of different lengths; expected shape {spec.shape}") from error
-    fits = array.ndim == len(spec.shape) and all(e in (-1, a) for e, a in zip(spec.shape, array.shape, strict=True))
-    if not fits:
-        raise InvalidBody(f"field '{spec.name}': shape {list(array.shape)} or ragged rows, expected {spec.shape}")
-    values = array.ravel().tolist()
+    shape, values = _flatten(spec, value)
+    # by hand, for numpy's own guess turns true into 1 and 1 into "1"
     foreign = set(map(type, values)) - _TYPES[dtype.kind]
     if foreign:
         found = ", ".join(sorted(_JSON_NAMES.get(kind, kind.__name__) for kind in foreign))
@@ -74,11 +67,35 @@ def _array(spec: TensorSpec, value: Any) -> Array:
         limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
             raise InvalidBody(f"field '{spec.name}': a value is outside {limits.min} to {limits.max}")
+    if dtype.kind != "f":
+        return np.array(values, dtype).reshape(shape)
+    # orjson's numbers all fit float64; narrowing overflows to infinity, which the sum shows without a second pass
     with np.errstate(over="ignore"):
-        converted = array.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(converted).all():
+        converted = np.array(values, np.float64).astype(dtype).reshape(shape)
+        too_large = not np.isfinite(converted.sum()) and not np.isfinite(converted).all()
+    if too_large:
         raise InvalidBody(f"field '{spec.name}': a value is too large for {spec.datatype}")
     return converted
+
+
+def _flatten(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
+    """Shape and elements of nested lists, held against the expected shape."""
+    shape: list[int] = []
+    level = [value]
+    for expected in spec.shape:
+        if set(map(type, level)) != {list}:
+            raise InvalidBody(f"field '{spec.name}': shape {shape} or ragged rows, expected {spec.shape}")
+        lengths = set(map(len, level))
+        shape.append(lengths.pop())
+        if lengths:
+            raise InvalidBody(f"field '{spec.name}': rows of different lengths; expected shape {spec.shape}")
+        if expected not in (-1, shape[-1]):
+            raise InvalidBody(f"field '{spec.name}': shape {shape} or ragged rows, expected {spec.shape}")
+        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
+    if level and type(level[0]) is list:
+        found = [*shape, len(level[0])]
+        raise InvalidBody(f"field '{spec.name}': shape {found} or ragged rows, expected {spec.shape}")
+    return shape, level
 
 
 _TYPES: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}, "O": {str}}

@@ -73,9 +73,22 @@ class Graph(_Frozen):
 
 
 class Batching(_Frozen):
-    """Limits for the gateway's batcher, in requests."""
+    """Limits for the gateway's batcher."""
 
     max_batch_size: Annotated[int, Field(ge=1)] = 32
+    """Requests."""
+    max_batch_seconds: Annotated[float, Field(gt=0)] = 0.1
+    """A batch stops growing where one call would take longer than this, by what recent calls took."""
+    bucket_bytes: list[Annotated[int, Field(ge=1)]] = []
+    """Upper bounds of body sizes, ascending: only requests within the same two bounds share a batch, for models that pad
+    a batch to its longest member. Empty: any may share one."""
+
+    @field_validator("bucket_bytes")
+    @classmethod
+    def _ascending(cls, bounds: list[int]) -> list[int]:
+        if bounds != sorted(set(bounds)):
+            raise ValueError(f"bounds must ascend, got {bounds}")
+        return bounds
 
 
 class Mode(_Frozen):

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from formats.envelope import Outcome, Prediction
 from formats.errors import BackendFailed, BackendUnavailable, PenstockError, error_from_code
 from formats.frames import Frame, FrameParser, Kind, encode_frame
 from formats.packed import pack_predictions, unpack_outcomes
-from gateway.backends.backend import BatchLost, BatchRefused
+from gateway.backends.backend import Backend, BatchLost, BatchRefused, Land
+from gateway.backends.in_process import InProcessBackend
 from gateway.settings import PoolSettings
 from model_store.store import Bundle
 
-__all__ = ["EmbeddedBackend"]
+__all__ = ["EmbeddedBackend", "embedded_backend"]
 
 _log = logging.getLogger("penstock.embedded")
 
@@ -115,6 +116,12 @@ class _Loaded:
     """The LOAD payload, kept for workers that start later."""
 
 
+def embedded_backend(name: str, settings: PoolSettings, run_dir: Path, count: Callable[[str], None]) -> Backend:
+    """Worker processes, or none: then the models live in the gateway's own."""
+    backend = EmbeddedBackend if settings.workers else InProcessBackend
+    return backend(name, settings, run_dir, count)
+
+
 class EmbeddedBackend:
     """See `gateway.backends.backend.Backend`."""
 
@@ -150,8 +157,7 @@ class EmbeddedBackend:
 
     async def load(self, bundle: Bundle) -> None:
         key = (bundle.manifest.name, bundle.manifest.version)
-        runtime = {"engine": self._settings.engine, "device": self._settings.device, "threads": self._settings.threads}
-        order = msgpack.packb({"path": str(bundle.path), "runtime": runtime})
+        order = msgpack.packb({"path": str(bundle.path), "runtime": self._settings.runtime})
         loaded = _Loaded(next(self._next_slot), bundle, order)
         # remembered first: a worker that starts meanwhile loads it too
         self._models[key] = loaded
@@ -177,17 +183,15 @@ class EmbeddedBackend:
             with contextlib.suppress(BatchLost):
                 await worker.connection.call(Kind.UNLOAD, loaded.slot)
 
-    def run(self, batch: Sequence[Prediction]) -> Awaitable[list[Outcome]]:
+    def run(self, batch: Sequence[Prediction], land: Land) -> None:
         loaded = self._models.get((batch[0].model, batch[0].version))
         worker = None if loaded is None else self._idle_worker(loaded.slot)
-        result: asyncio.Future[list[Outcome]] = self._loop.create_future()
         if worker is None or loaded is None:
-            result.set_exception(BatchRefused(f"pool {self._name}: no idle worker has the model"))
-            return result
+            land(BatchRefused(f"pool {self._name}: no idle worker has the model"))
+            return
         worker.busy_since = self._loop.time()
-        on_answer = partial(_settle, worker, result, len(batch))
+        on_answer = partial(_settle, worker, land, len(batch))
         worker.connection.send(Kind.RUN, loaded.slot, pack_predictions(batch), on_answer)
-        return result
 
     async def healthy(self) -> bool:
         return bool(self._workers)
@@ -308,18 +312,16 @@ class EmbeddedBackend:
         worker.slots.add(loaded.slot)
 
 
-def _settle(worker: _Worker, result: asyncio.Future[list[Outcome]], size: int, frame: Frame | None) -> None:
+def _settle(worker: _Worker, land: Land, size: int, frame: Frame | None) -> None:
     """Turn a worker's answer into the outcomes of its batch."""
     worker.busy_since = None
-    if result.done():
-        return
     if frame is None:
-        result.set_exception(BatchLost("the worker died"))
+        land(BatchLost("the worker died"))
     elif frame.kind == Kind.FAILED:
         failure = error_from_code(*msgpack.unpackb(frame.payload))
-        result.set_result([Outcome.of_error(failure)] * size)
+        land([Outcome.of_error(failure) for _ in range(size)])
     else:
-        result.set_result(unpack_outcomes(frame.payload))
+        land(unpack_outcomes(frame.payload))
 
 
 async def _end(process: asyncio.subprocess.Process, *, kill: bool = False, patience_s: float = 5.0) -> None:

@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,7 @@ import orjson
 
 from formats.envelope import Outcome, Prediction
 from formats.errors import BackendUnavailable, NotReady, PenstockError, error_from_code
-from gateway.backends.backend import BatchLost, BatchRefused
+from gateway.backends.backend import BatchLost, BatchRefused, Land, land_later
 from gateway.backends.torchserve_calls import Caller, target_of
 from gateway.backends.torchserve_process import TorchServeProcess
 from gateway.settings import PoolSettings
@@ -80,8 +80,8 @@ class TorchServeBackend:
     async def unload(self, name: str, version: str) -> None:
         await self._server.unload(name, version)
 
-    def run(self, batch: Sequence[Prediction]) -> Awaitable[list[Outcome]]:
-        return self._server.run(batch)
+    def run(self, batch: Sequence[Prediction], land: Land) -> None:
+        land_later(self._server.run(batch), land)
 
     async def healthy(self) -> bool:
         return await self._server.healthy()

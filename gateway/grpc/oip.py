@@ -101,7 +101,7 @@ async def _infer(request: pb.ModelInferRequest, context: Context, predictor: Pre
     except PenstockError as error:
         predictor.rejected("oip-grpc", error)
         raise
-    outcome = await predictor.predict(deployment, prediction, "oip-grpc", received)
+    outcome = await predictor.predict(deployment, prediction, "oip-grpc", received, context)
     outputs = outcome.tensors or ()
     # always raw: tritonclient cannot read typed numbers
     return pb.ModelInferResponse(

@@ -17,6 +17,7 @@ from gateway.metrics import Metrics
 from gateway.router import Deployment, Router
 from gateway.settings import Settings
 from gateway.status import grpc_status
+from gateway.timing import Timing, server_timing
 
 __all__ = ["Predictor", "unary"]
 
@@ -38,21 +39,28 @@ class Predictor:
         self.draining = False
         self.in_flight = 0
         self._metrics = metrics
+        self._server_timing = settings.server_timing
 
     def deadline(self, received: float, context: Context) -> float:
         """The earlier of the client's deadline and the gateway's own."""
         remaining = context.time_remaining()
         return received + (self.timeout_s if remaining is None else min(remaining, self.timeout_s))
 
-    async def predict(self, deployment: Deployment, prediction: Prediction, protocol: str, received: float) -> Outcome:
+    async def predict(
+        self, deployment: Deployment, prediction: Prediction, protocol: str, received: float, context: Context
+    ) -> Outcome:
         """Queue and wait. Raises `PenstockError` when the outcome is one."""
         if self.draining:
             raise Overloaded("the gateway is shutting down")
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
-        def deliver(outcome: Outcome) -> None:
-            if not answer.done():  # the client may have cancelled
-                answer.set_result(outcome)
+        def deliver(outcome: Outcome, timing: Timing | None) -> None:
+            if answer.done():  # the client may have cancelled
+                return
+            if timing is not None and self._server_timing:
+                text = server_timing(time.monotonic() - received, timing).decode()
+                context.set_trailing_metadata((("server-timing", text),))
+            answer.set_result(outcome)
 
         self.in_flight += 1
         code = "CANCELLED"

@@ -50,7 +50,7 @@ async def _predict(request: pb.PredictionsRequest, context: Context, predictor: 
     except PenstockError as error:
         predictor.rejected("torchserve-grpc", error)
         raise
-    outcome = await predictor.predict(deployment, prediction, "torchserve-grpc", received)
+    outcome = await predictor.predict(deployment, prediction, "torchserve-grpc", received, context)
     return pb.PredictionResponse(prediction=outcome.body)
 
 

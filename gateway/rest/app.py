@@ -27,6 +27,7 @@ from gateway.router import Router
 from gateway.settings import Settings
 from gateway.status import STATUS
 from gateway.tensor_protocol import model_metadata, server_metadata, server_version
+from gateway.timing import Timing, server_timing
 
 __all__ = ["build_app"]
 
@@ -126,14 +127,17 @@ async def _bridge(
             return _starlette(route.error(BodyTooLarge(f"body exceeds {settings.max_body_bytes} bytes")))
     plain = Request(request.scope["path"], dict(request.headers.raw), bytes(body), time.monotonic())
 
-    def reply(response: Response) -> None:
+    def reply(response: Response, timing: Timing | None) -> None:
+        if timing is not None and settings.server_timing:
+            shown = server_timing(time.monotonic() - plain.received, timing)
+            response = response._replace(headers=[*response.headers, (b"server-timing", shown)])
         if not answer.done():  # the client may have gone
             answer.set_result(response)
 
     try:
         route.handle(plain, router, settings.request_timeout_s, reply)
     except PenstockError as error:
-        reply(route.error(error))
+        reply(route.error(error), None)
     return _starlette(await answer)
 
 

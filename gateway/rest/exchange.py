@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
 
+from gateway.timing import Timing
+
 __all__ = ["Reply", "Request", "Response", "encode_response", "request_id"]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -24,7 +26,7 @@ class Response(NamedTuple):
     body: bytes
 
 
-Reply = Callable[[Response], None]
+Reply = Callable[[Response, Timing | None], None]
 
 
 @dataclass(slots=True)
@@ -54,12 +56,14 @@ def request_id(request: Request) -> str:
     return f"{_PREFIX}-{next(_COUNTER):08x}"
 
 
-def encode_response(response: Response, *, close: bool) -> bytes:
+def encode_response(response: Response, *, close: bool, server_timing: bytes = b"") -> bytes:
     """The bytes on the wire (HTTP/1.1)."""
     status, headers, body = response
     parts = [b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))]
     parts += [b"%b: %b\r\n" % header for header in headers]
     parts.append(b"content-length: %d\r\n" % len(body))
+    if server_timing:
+        parts.append(b"server-timing: %b\r\n" % server_timing)
     if close:
         parts.append(b"connection: close\r\n")
     parts += [b"\r\n", body]

@@ -24,6 +24,7 @@ from gateway.rest.exchange import Request, Response, encode_response
 from gateway.rest.routes import ROUTES, PredictionRoute, match
 from gateway.router import Router
 from gateway.settings import Settings
+from gateway.timing import Timing, server_timing
 
 __all__ = ["Door", "FrontDoor"]
 
@@ -214,12 +215,12 @@ class FrontDoor(HttpToolsProtocol):
         try:
             cycle.route.handle(request, self._door.router, self._door.settings.request_timeout_s, reply)
         except PenstockError as error:
-            reply(cycle.route.error(error))
+            reply(cycle.route.error(error), None)
         except Exception:  # noqa: BLE001  one request's surprise must not reach its connection
             _log.exception("%s request to %s", cycle.route.protocol, request.endpoint or "an unknown endpoint")
-            reply(cycle.route.error(BackendFailed("internal error of the gateway; see its log")))
+            reply(cycle.route.error(BackendFailed("internal error of the gateway; see its log")), None)
 
-    def _reply(self, cycle: _Cycle, request: Request, response: Response) -> None:
+    def _reply(self, cycle: _Cycle, request: Request, response: Response, timing: Timing | None) -> None:
         door = self._door
         door.in_flight -= 1
         seconds = time.monotonic() - request.received
@@ -229,7 +230,8 @@ class FrontDoor(HttpToolsProtocol):
         if cycle.disconnected or self.transport.is_closing():
             return
         close = not cycle.keep_alive or (door.draining and not self._more_to_say)
-        self.transport.write(encode_response(response, close=close))
+        shown = server_timing(seconds, timing) if timing is not None and door.settings.server_timing else b""
+        self.transport.write(encode_response(response, close=close, server_timing=shown))
         self._stage_began = time.monotonic()
         if close:
             self.transport.close()

@@ -21,6 +21,7 @@ from gateway.rest.exchange import Reply, Request, Response, request_id
 from gateway.router import Deployment, Router
 from gateway.status import RETRY_AFTER_S, http_status
 from gateway.tensor_protocol import check_inputs, check_outputs, check_parameters, deadline_of, graph_of
+from gateway.timing import Timing
 
 __all__ = ["error_response", "infer"]
 
@@ -57,11 +58,11 @@ def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> N
         traceparent=request.header(b"traceparent"),
     )
 
-    def deliver(outcome: Outcome) -> None:
+    def deliver(outcome: Outcome, timing: Timing | None) -> None:
         try:
-            reply(_answer(name, deployment, identifier, outcome, as_binary))
+            reply(_answer(name, deployment, identifier, outcome, as_binary), timing)
         except PenstockError as error:
-            reply(error_response(error))
+            reply(error_response(error), timing)
 
     deployment.submit(prediction, deliver)
 

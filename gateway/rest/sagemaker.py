@@ -15,6 +15,7 @@ from formats.errors import InvalidRequest, NotFound, NotReady, Overloaded, Penst
 from gateway.rest.exchange import Reply, Request, Response, request_id
 from gateway.router import Endpoint, Router
 from gateway.status import RETRY_AFTER_S, http_status
+from gateway.timing import Timing
 
 __all__ = ["container_error", "invocations", "runtime_error", "runtime_invocations"]
 
@@ -68,13 +69,14 @@ def _invoke(request: Request, endpoint: Endpoint, timeout_s: float, reply: Reply
         (b"x-amzn-invoked-production-variant", variant.name.encode()),
     ]
 
-    def deliver(outcome: Outcome) -> None:
+    def deliver(outcome: Outcome, timing: Timing | None) -> None:
         if outcome.ok:
-            reply(Response(200, [(b"content-type", outcome.content_type.encode()), *always], outcome.body))
+            headers = [(b"content-type", outcome.content_type.encode()), *always]
+            reply(Response(200, headers, outcome.body), timing)
         elif runtime:
-            reply(_model_error(outcome.error(), endpoint.name, always))
+            reply(_model_error(outcome.error(), endpoint.name, always), timing)
         else:
-            reply(container_error(outcome.error()))
+            reply(container_error(outcome.error()), timing)
 
     deployment.submit(prediction, deliver)
 

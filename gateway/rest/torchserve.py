@@ -14,6 +14,7 @@ from formats.errors import InvalidBody, NotFound, PenstockError
 from gateway.rest.exchange import Reply, Request, Response, request_id
 from gateway.router import Router
 from gateway.status import RETRY_AFTER_S, http_status
+from gateway.timing import Timing
 
 __all__ = ["error_response", "predictions", "undeclared"]
 
@@ -44,11 +45,12 @@ def predictions(request: Request, router: Router, timeout_s: float, reply: Reply
     )
     always = [(b"x-request-id", identifier.encode()), (b"cache-control", b"no-cache, no-store, private")]
 
-    def deliver(outcome: Outcome) -> None:
+    def deliver(outcome: Outcome, timing: Timing | None) -> None:
         if outcome.ok:
-            reply(Response(200, [(b"content-type", outcome.content_type.encode()), *always], outcome.body))
+            headers = [(b"content-type", outcome.content_type.encode()), *always]
+            reply(Response(200, headers, outcome.body), timing)
         else:
-            reply(error_response(outcome.error()))
+            reply(error_response(outcome.error()), timing)
 
     deployment.submit(prediction, deliver)
 

@@ -61,11 +61,11 @@ def test_a_view_of_tensor_data_is_packed_like_bytes() -> None:
 
 
 def test_another_version_says_who_must_be_upgraded() -> None:
-    message = msgpack.packb((2, []))
+    message = msgpack.packb((3, []))
 
-    with pytest.raises(ValueError, match="packed batch of format 2; this side speaks 1: upgrade the older one"):
+    with pytest.raises(ValueError, match="packed batch of format 3; this side speaks 2: upgrade the older one"):
         unpack_predictions(message, "m", "1")
-    with pytest.raises(ValueError, match="packed batch of format 2; this side speaks 1: upgrade the older one"):
+    with pytest.raises(ValueError, match="packed batch of format 3; this side speaks 2: upgrade the older one"):
         unpack_outcomes(message)
 
 
@@ -104,20 +104,32 @@ def test_a_message_cut_anywhere_is_refused() -> None:
         ),
         *(
             msgpack.packb(v)
-            for v in (None, 1, "text", [], [1], [1, 2], [1, None], [1, "ab"], [1, {"a": 1}], [1, [], 3])
+            for v in (
+                None,
+                1,
+                "text",
+                [],
+                [2],
+                [2, []],
+                [2, 2, None],
+                [2, None, None],
+                [2, "ab", None],
+                [2, {"a": 1}, None],
+                [2, [], None, 3],
+            )
         ),
-        *(msgpack.packb([1, [item]]) for item in (None, 1, "eightchr", [], {"a": 1}, [b""] * 8, [b""] * 6)),
+        *(msgpack.packb([2, [item], None]) for item in (None, 1, "eightchr", [], {"a": 1}, [b""] * 8, [b""] * 6)),
         *(
-            msgpack.packb([1, [[*PREDICTION[:i], wrong, *PREDICTION[i + 1 :]]]])
+            msgpack.packb([2, [[*PREDICTION[:i], wrong, *PREDICTION[i + 1 :]]], None])
             for i in range(8)
             for wrong in (1, True)
         ),
-        *(msgpack.packb([1, [[*OUTCOME[:i], wrong, *OUTCOME[i + 1 :]]]]) for i in range(6) for wrong in (1, 1.5)),
+        *(msgpack.packb([2, [[*OUTCOME[:i], wrong, *OUTCOME[i + 1 :]]], None]) for i in range(6) for wrong in (1, 1.5)),
         *(
-            msgpack.packb([1, [[b"", "", "", "", tensors, [], {}, ""]]])
+            msgpack.packb([2, [[b"", "", "", "", tensors, [], {}, ""]], None])
             for tensors in ([1], [["x", "FP32", [1]]], ["abcd"])
         ),
-        *(msgpack.packb([1, [[b"", "", tensors, "", "", ""]]]) for tensors in ([None], [["x", "FP32", 1, b""]])),
+        *(msgpack.packb([2, [[b"", "", tensors, "", "", ""]], None]) for tensors in ([None], [["x", "FP32", 1, b""]])),
     ],
 )
 def test_garbage_is_refused_with_value_error(garbage: bytes) -> None:

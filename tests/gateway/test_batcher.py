@@ -8,6 +8,9 @@ import pytest
 from formats.envelope import Outcome, Prediction
 from formats.errors import NotReady
 from gateway.batcher import Batcher, Pending
+from gateway.timing import CallTiming, Timing
+from model_store.manifest import Batching
+from tests.gateway.observed import Observed
 
 
 @dataclass
@@ -18,22 +21,21 @@ class Bench:
     max_queue: int = 100
     now: float = 0.0
     offers: int = 0
-    sizes: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
+    limits: Batching | None = None
+    seen: Observed = field(default_factory=Observed)
     answers: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(
             self,
             clock=lambda: self.now,
-            max_batch_size=self.max_batch_size,
+            limits=self.limits or Batching(max_batch_size=self.max_batch_size),
             max_queue=self.max_queue,
-            observe_size=self.sizes.append,
-            observe_wait=self.waits.append,
+            observer=self.seen,
         )
         self.batcher.open()
 
-    def _answered(self, name: str, outcome: Outcome) -> None:
+    def _answered(self, name: str, outcome: Outcome, _: Timing | None) -> None:
         self.answers.setdefault(name, []).append(outcome.error_code or "ok")
 
     def offer(self, batcher: Batcher) -> None:  # noqa: ARG002
@@ -46,8 +48,12 @@ class Bench:
                 partial(self._answered, name),
             )
 
-    def take(self) -> list[Pending]:
-        return self.batcher.take()
+    def take(self, free_slots: int = 1) -> list[Pending]:
+        return self.batcher.take(free_slots)
+
+    def learn(self, seconds_each: float) -> None:
+        """As after a call of one prediction that took so long."""
+        self.batcher.landed(1, CallTiming(0.0, seconds_each, None))
 
 
 def names(batch: list[Pending]) -> str:
@@ -68,7 +74,7 @@ def test_a_batch_grows_to_what_arrived_meanwhile_within_its_limit() -> None:
     bench.submit("abcdef")
 
     assert [names(bench.take()) for _ in range(3)] == ["abcd", "ef", ""]
-    assert bench.sizes == [4, 2]
+    assert (bench.seen.sizes, bench.seen.reasons) == ([4, 2], ["full", "idle"])
 
 
 def test_the_wait_of_the_oldest_is_observed() -> None:
@@ -80,7 +86,7 @@ def test_the_wait_of_the_oldest_is_observed() -> None:
 
     bench.take()
 
-    assert bench.waits == [3.0]
+    assert bench.seen.waits == [3.0]
 
 
 def test_one_too_many_is_refused_as_overload() -> None:
@@ -173,7 +179,7 @@ def test_an_answer_that_cannot_be_written_becomes_an_error(caplog: pytest.LogCap
     """A neighbour's broken answer must not stop the loop that hands out a batch's answers."""
     said = []
 
-    def deliver(outcome: Outcome) -> None:
+    def deliver(outcome: Outcome, _: Timing | None) -> None:
         said.append(outcome.error_code)
         if outcome.ok:
             raise TypeError("cannot be written")
@@ -182,3 +188,63 @@ def test_an_answer_that_cannot_be_written_becomes_an_error(caplog: pytest.LogCap
 
     assert said == ["", "BackendFailed"]
     assert "request x" in caplog.text
+
+
+def test_one_more_that_would_make_the_first_late_waits_for_the_next_call() -> None:
+    bench = Bench(max_batch_size=10)
+    bench.learn(0.02)
+    bench.submit("a", deadline=0.05)
+    bench.submit("bcdef", deadline=9.0)
+
+    assert names(bench.take()) == "ab"
+    assert bench.seen.reasons == ["deadline"]
+
+
+def test_a_batch_takes_no_longer_than_its_limit_by_what_calls_took() -> None:
+    bench = Bench(limits=Batching(max_batch_size=10, max_batch_seconds=0.1))
+    bench.learn(0.03)
+    bench.submit("abcdef")
+
+    assert (names(bench.take()), bench.seen.reasons) == ("abc", ["full"])
+
+
+def test_the_slowest_model_still_runs_one_at_a_time() -> None:
+    bench = Bench()
+    bench.learn(40.0)
+    bench.submit("ab")
+
+    assert names(bench.take()) == "a"
+
+
+def test_what_takes_long_is_shared_between_idle_slots() -> None:
+    bench = Bench(max_batch_size=10)
+    bench.learn(0.003)
+    bench.submit("abcde")
+
+    assert (names(bench.take(2)), names(bench.take(1))) == ("abc", "de")
+
+
+def test_what_takes_no_time_is_not_worth_two_calls() -> None:
+    bench = Bench(max_batch_size=10)
+    bench.learn(0.0001)
+    bench.submit("abcde")
+
+    assert names(bench.take(2)) == "abcde"
+
+
+def test_only_bodies_of_like_length_share_a_batch_and_none_is_overtaken_by_its_own_kind() -> None:
+    bench = Bench(limits=Batching(max_batch_size=10, bucket_bytes=[10, 100]))
+    for name, length in (("a", 5), ("L", 1000), ("b", 10), ("M", 11), ("c", 0), ("N", 100), ("K", 101)):
+        body = bytes(length)
+        bench.batcher.submit(Prediction("m", "1", body, request_id=name, deadline=60.0), lambda *_: None)
+
+    assert [names(bench.take()) for _ in range(4)] == ["abc", "LK", "MN", ""]
+
+
+def test_the_mean_follows_what_calls_take() -> None:
+    bench = Bench()
+    for _ in range(30):
+        bench.learn(0.01)
+    bench.batcher.landed(10, CallTiming(1.0, 1.01, None))
+
+    assert bench.batcher.seconds_each == pytest.approx(0.01 + 0.2 * (0.001 - 0.01))

@@ -7,7 +7,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -16,6 +16,7 @@ import pytest
 
 from formats.envelope import Outcome, Prediction
 from formats.errors import BackendFailed
+from gateway.backends.backend import Land
 from gateway.catalog import Catalog
 from gateway.metrics import Metrics
 from gateway.pool import Pool
@@ -192,10 +193,8 @@ class StubbornBackend(ToldBackend):
         self.loaded.append(bundle.manifest.name)
         self._golden[bundle.manifest.version] = (bundle.path / "golden.json").read_bytes()
 
-    def run(self, batch: Sequence[Prediction]) -> Awaitable[list[Outcome]]:
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        future.set_result([Outcome(body=self._golden[batch[0].version]) for _ in batch])
-        return future
+    def run(self, batch: Sequence[Prediction], land: Land) -> None:
+        land([Outcome(body=self._golden[batch[0].version]) for _ in batch])
 
     async def unload(self, name: str, version: str) -> None:
         self.unloaded.append(f"{name}:{version}")
@@ -278,7 +277,7 @@ def test_a_model_that_fails_on_its_first_pool_is_served_by_the_second(store: Pat
         await house.settle()
         said: list[str] = []
         deployment = house.catalog.router.deployment("tiny")
-        deployment.submit(Prediction("tiny", "1"), lambda outcome: said.append(outcome.error_code or "ok"))
+        deployment.submit(Prediction("tiny", "1"), lambda outcome, _: said.append(outcome.error_code or "ok"))
         await asyncio.sleep(0.3)
         return house, said
 
@@ -295,7 +294,7 @@ def test_a_pool_that_falls_ill_hands_over_to_the_next(store: Path) -> None:
         house.pools["cpu"].healthy = False
         said: list[str] = []
         deployment = house.catalog.router.deployment("tiny")
-        deployment.submit(Prediction("tiny", "1"), lambda outcome: said.append(outcome.error_code or "ok"))
+        deployment.submit(Prediction("tiny", "1"), lambda outcome, _: said.append(outcome.error_code or "ok"))
         await asyncio.sleep(0.3)
         return house, said
 

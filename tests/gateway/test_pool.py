@@ -1,16 +1,19 @@
 """Slots, losses and refusals, with a backend that does as the test says."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from formats.envelope import Outcome, Prediction
-from gateway.backends.backend import BatchLost, BatchRefused
+from gateway.backends.backend import BatchLost, BatchRefused, Land
 from gateway.batcher import Batcher
 from gateway.pool import Pool
 from gateway.settings import PoolSettings
+from gateway.timing import Timing
+from model_store.manifest import Batching
 from model_store.store import Bundle
+from tests.gateway.observed import Observed
 
 Answer = Callable[[str], list[Outcome] | BaseException | None]
 
@@ -21,21 +24,17 @@ class ToldBackend:
     def __init__(self, answer: Answer, capacity: int = 1) -> None:
         self.capacity = capacity
         self.batches: list[str] = []
-        self.running: list[asyncio.Future[list[Outcome]]] = []
+        self.running: list[Land] = []
         self._answer = answer
 
-    def run(self, batch: Sequence[Prediction]) -> Awaitable[list[Outcome]]:
+    def run(self, batch: Sequence[Prediction], land: Land) -> None:
         text = "".join(prediction.request_id for prediction in batch)
         self.batches.append(text)
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         answer = self._answer(text)
         if answer is None:
-            self.running.append(future)
-        elif isinstance(answer, BaseException):
-            future.set_exception(answer)
+            self.running.append(land)
         else:
-            future.set_result(answer)
-        return future
+            land(answer)
 
     async def start(self) -> None: ...
 
@@ -62,10 +61,9 @@ class Bench:
         batcher = Batcher(
             self.pool,
             clock=lambda: self.now,
-            max_batch_size=max_batch_size,
+            limits=Batching(max_batch_size=max_batch_size),
             max_queue=1000,
-            observe_size=lambda _: None,
-            observe_wait=lambda _: None,
+            observer=Observed(),
         )
         batcher.open()
         return batcher
@@ -76,7 +74,7 @@ class Bench:
             prediction = Prediction("m", "1", request_id=name, deadline=deadline)
             target.submit(prediction, partial(self._answered, name))
 
-    def _answered(self, name: str, outcome: Outcome) -> None:
+    def _answered(self, name: str, outcome: Outcome, _: Timing | None) -> None:
         assert name not in self.answers, f"{name} is answered twice"
         self.answers[name] = outcome.error_code or "ok"
         self.order.append(name)
@@ -124,7 +122,7 @@ async def test_under_load_a_batch_grows_to_what_arrived_while_the_last_one_ran()
     await bench.settle()
     assert bench.backend.batches == ["a"]
 
-    bench.backend.running.pop().set_result([Outcome()])
+    bench.backend.running.pop()([Outcome()])
     await bench.settle()
 
     assert bench.backend.batches == ["a", "bcd"]
@@ -198,7 +196,7 @@ async def test_a_deadline_that_passes_while_the_batch_runs_is_answered() -> None
 
     bench.pool.expire()
     assert bench.answers == {"a": "DeadlineExceeded"}
-    bench.backend.running.pop().set_result(fine("ab"))
+    bench.backend.running.pop()(fine("ab"))
     await bench.settle()
 
     assert bench.answers == {"a": "DeadlineExceeded", "b": "ok"}
@@ -212,7 +210,7 @@ async def test_what_expired_is_not_tried_again() -> None:
     bench.now = 2.0
     bench.pool.expire()
 
-    bench.backend.running.pop().set_exception(BatchLost("died"))
+    bench.backend.running.pop()(BatchLost("died"))
     await bench.settle()
 
     assert bench.backend.batches == ["a"]
@@ -262,3 +260,17 @@ async def test_no_capacity_means_waiting_until_there_is_some() -> None:
     await bench.settle()
 
     assert bench.answers == {"a": "ok"}
+
+
+@in_loop
+async def test_a_backend_that_answers_twice_is_heard_once() -> None:
+    bench = Bench(lambda _: None)
+    bench.submit("a")
+    await bench.settle()
+    land = bench.backend.running.pop()
+
+    land(fine("a"))
+    land(fine("a"))
+
+    assert bench.answers == {"a": "ok"}
+    assert bench.pool.in_flight == 0

@@ -11,9 +11,10 @@ from gateway.batcher import Batcher
 from gateway.pool import Pool
 from gateway.router import Deployment, Endpoint, Residence, Router, Variant
 from gateway.settings import PoolSettings
-from model_store.manifest import Manifest
+from model_store.manifest import Batching, Manifest
 from model_store.store import Bundle
 from tests.bundles import write_tiny_classifier
+from tests.gateway.observed import Observed
 from tests.gateway.test_pool import ToldBackend
 
 
@@ -33,10 +34,9 @@ def residence(where: Pool, state: str = "ready") -> Residence:
     batcher = Batcher(
         where,
         clock=lambda: 0.0,
-        max_batch_size=1,
+        limits=Batching(max_batch_size=1),
         max_queue=9,
-        observe_size=lambda _: None,
-        observe_wait=lambda _: None,
+        observer=Observed(),
     )
     return Residence(where, state, "why not" if state == "failed" else "", {"predict": batcher})  # type: ignore[arg-type]
 
@@ -149,7 +149,7 @@ def test_a_cold_residence_is_woken_by_its_first_prediction(manifest: Manifest) -
     made = deployment(manifest, cold)
     assert not made.ready
 
-    made.submit(Prediction("tiny", "1"), lambda _: None)
+    made.submit(Prediction("tiny", "1"), lambda *_: None)
 
     assert (cold.state, len(cold.batchers["predict"])) == ("loading", 1)
 
@@ -157,6 +157,8 @@ def test_a_cold_residence_is_woken_by_its_first_prediction(manifest: Manifest) -
 def test_a_model_that_failed_everywhere_answers_with_the_reason(manifest: Manifest) -> None:
     said: list[Outcome] = []
 
-    deployment(manifest, residence(pool("a"), "failed")).submit(Prediction("tiny", "1"), said.append)
+    deployment(manifest, residence(pool("a"), "failed")).submit(
+        Prediction("tiny", "1"), lambda outcome, _: said.append(outcome)
+    )
 
     assert (said[0].error_code, said[0].error_message.endswith("why not")) == ("NotReady", True)

@@ -97,6 +97,7 @@ def test_a_serving_gateway_has_imported_neither_torch_nor_a_trainer(zoo: Path, p
 
 
 TABLES_AND_TYPES = {
+    "gateway.timing",
     "gateway.rest.routes",  # a lookup in the table of routes
     "gateway.rest.exchange",  # the types Request and Response, and their encoding
     "gateway.settings",  # fields

@@ -101,7 +101,7 @@ GOOD = {"x": [[1, 2]], "id": [3]}
         ({"x": [[1, 2]]}, "exactly the fields x, id; found x"),
         ({**GOOD, "y": 1}, "found x, id, y"),
         ({f"field{i}": i for i in range(10_000)}, "exactly the fields x, id"),
-        ({**GOOD, "x": [[1, 2], [3]]}, "'x': shape [2] or ragged rows, expected [-1, 2]"),
+        ({**GOOD, "x": [[1, 2], [3]]}, "'x': rows of different lengths; expected shape [-1, 2]"),
         ({**GOOD, "x": [[1, [2]]]}, "'x': holds lists"),
         ({**GOOD, "x": [[1, 2, 3]]}, "'x': shape [1, 3] or ragged rows, expected [-1, 2]"),
         ({**GOOD, "x": [1, 2]}, "'x': shape [2]"),

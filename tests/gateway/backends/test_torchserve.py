@@ -25,7 +25,7 @@ import pytest
 
 from formats.envelope import Outcome, Prediction, Tensor
 from formats.errors import BackendUnavailable, CorruptBundle, NotReady
-from gateway.backends.backend import BatchLost, BatchRefused, find_backend
+from gateway.backends.backend import BatchLost, BatchRefused, answer_of, find_backend
 from gateway.backends.torchserve import TorchServeBackend, _Managed
 from gateway.backends.torchserve_calls import Caller
 from gateway.backends.torchserve_process import TorchServeProcess, _java_version
@@ -103,7 +103,7 @@ class Live:
 
 
 async def _awaited(backend: TorchServeBackend, batch: list[Prediction]) -> list[Outcome]:
-    return await backend.run(batch)
+    return await answer_of(backend, batch)
 
 
 def ask(body: bytes = PNG, *, name: str = "tiny", version: str = "1", content_type: str = "image/png") -> Prediction:

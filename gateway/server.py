@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.admin import build_admin
@@ -23,28 +20,32 @@ from gateway.backends.backend import find_backend
 from gateway.catalog import Catalog
 from gateway.grpc.server import GrpcFront
 from gateway.grpc.service import Predictor
+from gateway.listening import asgi_config, asgi_protocol, listen, stop_signals
 from gateway.metrics import Metrics
 from gateway.pool import Pool
 from gateway.readiness import Readiness
 from gateway.rest.app import build_app
 from gateway.rest.front_door import Door, FrontDoor
-from gateway.settings import PoolSettings, Settings
+from gateway.settings import PoolSettings, Settings, share_of
 
 __all__ = ["Gateway", "run"]
 
 _log = logging.getLogger("penstock.gateway")
 
 _TICK_S = 0.1
+_TURN_S = 0.02
 _HEALTH_S = 1.0
 _TURN_AWAY_S = 0.25
 
 
-def default_pools() -> dict[str, PoolSettings]:
-    """`cpu`, and `gpu` where the machine has one."""
+def default_pools(processes: int = 1) -> dict[str, PoolSettings]:
+    """`cpu`, and `gpu` where the machine has one: the share of each of so many gateway processes."""
     pools = {"cpu": PoolSettings(device="cpu")}
+    if processes > 1:
+        pools["cpu"] = PoolSettings(device="cpu", workers=share_of(pools["cpu"].workers, processes))
     num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if num_gpus:
-        pools["gpu"] = PoolSettings(device="gpu", workers=num_gpus)
+        pools["gpu"] = PoolSettings(device="gpu", workers=share_of(num_gpus, processes))
     else:
         _log.info("no GPU on this machine: no gpu pool; models that prefer one run on the next of their placement")
     return pools
@@ -56,43 +57,54 @@ async def run(settings: Settings, on_started: Callable[[Gateway], None] | None =
 
 
 class Gateway:
-    """One process, made inside its event loop. `start`, wait for a signal or call `drain`, then `stop`."""
+    """One process, made inside its event loop. `start`, wait for a signal or call `drain`, then `stop`.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        admin_socket: given to one of several gateways on the same ports. Management listens on that path, and the
+            ports open last, when the models are loaded: until then the others answer better.
+    """
+
+    def __init__(self, settings: Settings, admin_socket: Path | None = None) -> None:
         self.settings = settings
+        self._admin_socket = admin_socket
         self.http_port = self.grpc_port = self.admin_port = 0
         self._run_dir = Path(settings.run_dir or tempfile.mkdtemp(prefix="penstock-"))
         self._metrics = Metrics()
-        self._pools = {name: self._build_pool(name, pool) for name, pool in (settings.pools or default_pools()).items()}
+        pools = settings.pools or default_pools(settings.processes)
+        self._pools = {name: self._build_pool(name, pool) for name, pool in pools.items()}
         self.catalog = Catalog(settings, self._pools, self._metrics, time.monotonic)
         self.readiness = Readiness(self.catalog, self._pools)
         self._door = Door(settings, self.catalog.router, self._metrics)
         self._predictor = Predictor(settings, self.catalog.router, self._metrics)
-        self._grpc = GrpcFront(settings, self._predictor, self.readiness)
+        self._grpc = GrpcFront(settings, self._predictor, self.readiness, reuse_port=admin_socket is not None)
         self._state = ServerState()
+        self._http: asyncio.Server | None = None
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Listen, start the pools, and begin to load models. Returns when the pools are up, before models are.
 
+        One of several gateways begins to listen when its models have been loaded, and returns then.
+
         Raises:
             OSError: a port is taken; the text says which.
             BackendUnavailable: a pool could not start.
         """
-        settings = self.settings
         try:
-            public = build_app(settings, self.catalog.router, self.readiness)
-            admin = build_admin(self.catalog, self._pools, self._metrics, self.readiness)
-            self.http_port = await self._listen(self._public_protocol(public), settings.host, settings.http_port)
-            self.admin_port = await self._listen(_plain_protocol(admin), settings.admin_host, settings.admin_port)
-            self.grpc_port = await self._grpc.start(settings.host, settings.grpc_port)
+            if self._admin_socket is None:
+                await self._open_doors()
+            await self._open_management()
             await asyncio.gather(*(self._start_pool(pool) for pool in self._pools.values()))
             await self.catalog.refresh()
+            self.readiness.started = True
+            if self._admin_socket is not None:
+                while not self.catalog.settled:  # noqa: ASYNC110  many small steps lead there
+                    await asyncio.sleep(_TURN_S)
+                await self._open_doors()
         except BaseException:
             await self.stop()
             raise
-        self.readiness.started = True
         self._tasks = [
             asyncio.create_task(self.catalog.watch(), name="store"),
             asyncio.create_task(self._tick(), name="tick"),
@@ -103,10 +115,13 @@ class Gateway:
 
     async def run(self, on_started: Callable[[Gateway], None] | None = None) -> None:
         """Start, serve until SIGTERM or SIGINT, drain, stop. A second signal ends the drain at once."""
-        loop = asyncio.get_running_loop()
-        stop, hurry = asyncio.Event(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _signalled, stop, hurry)
+        stop, hurry = stop_signals()
+        await self.serve(stop, hurry, on_started)
+
+    async def serve(
+        self, stop: asyncio.Event, hurry: asyncio.Event, on_started: Callable[[Gateway], None] | None = None
+    ) -> None:
+        """As `run`, told by events instead of signals."""
         starting = asyncio.create_task(self.start())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,8 +150,7 @@ class Gateway:
         _log.info("draining: %d predictions in flight", self._in_flight)
         self.readiness.draining = self._door.draining = True
         await self._grpc.refresh_health()
-        for server in self._servers[:1]:
-            server.close()
+        self.close_door()
         linger = time.monotonic() + settings.drain_linger_s
         stopping = asyncio.create_task(self._stop_grpc(settings.drain_linger_s, settings.drain_timeout_s))
         while time.monotonic() < give_up:
@@ -147,10 +161,15 @@ class Gateway:
                         connection.transport.close()
                 if not self._in_flight and not connections and stopping.done():
                     break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_TURN_S)
         if self._in_flight:
             _log.warning("drain limit of %g s reached with %d in flight", settings.drain_timeout_s, self._in_flight)
         stopping.cancel()
+
+    def close_door(self) -> None:
+        """Take no new HTTP connections; those that there are go on."""
+        if self._http is not None:
+            self._http.close()
 
     async def stop(self) -> None:
         """Close everything that `start` opened, whatever state it is in."""
@@ -193,19 +212,23 @@ class Gateway:
         await asyncio.sleep(_TURN_AWAY_S)
         await self._grpc.stop(grace_s)
 
-    def _public_protocol(self, app: Any) -> Callable[[], asyncio.Protocol]:
-        config = _uvicorn_config(app)
-        return lambda: FrontDoor(config, self._state, self._door)
+    async def _open_doors(self) -> None:
+        settings, reuse_port = self.settings, self._admin_socket is not None
+        config = asgi_config(build_app(settings, self.catalog.router, self.readiness))
+        await self._grpc.refresh_health()
+        self._http, self.http_port = await listen(
+            lambda: FrontDoor(config, self._state, self._door), settings.host, settings.http_port, reuse_port=reuse_port
+        )
+        self._servers.append(self._http)
+        self.grpc_port = await self._grpc.start(settings.host, settings.grpc_port)
 
-    async def _listen(self, protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> int:
-        loop = asyncio.get_running_loop()
-        try:
-            server = await loop.create_server(protocol, host, port, backlog=2048)
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    async def _open_management(self) -> None:
+        protocol = asgi_protocol(build_admin(self.catalog, self._pools, self._metrics, self.readiness))
+        if self._admin_socket is not None:
+            server = await asyncio.get_running_loop().create_unix_server(protocol, self._admin_socket)
+        else:
+            server, self.admin_port = await listen(protocol, self.settings.admin_host, self.settings.admin_port)
         self._servers.append(server)
-        bound: int = server.sockets[0].getsockname()[1]
-        return bound
 
     async def _tick(self) -> None:
         """Time-outs of queues, of running batches and of connections; and slots that a restarted worker gave back."""
@@ -232,21 +255,6 @@ class Gateway:
             with contextlib.suppress(TimeoutError):  # at once when a model has become ready
                 await asyncio.wait_for(self.catalog.changed.wait(), _HEALTH_S)
             self.catalog.changed.clear()
-
-
-def _uvicorn_config(app: Any) -> uvicorn.Config:
-    config = uvicorn.Config(app, access_log=False, log_config=None, ws="none", lifespan="off", server_header=False)
-    config.load()
-    return config
-
-
-def _plain_protocol(app: Any) -> Callable[[], asyncio.Protocol]:
-    config, state = _uvicorn_config(app), ServerState()
-    return lambda: HttpToolsProtocol(config, state, {}, asyncio.get_running_loop())
-
-
-def _signalled(stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    (hurry if stop.is_set() else stop).set()
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -6,17 +6,26 @@ underscores in the environment: `PENSTOCK_POOLS__CPU__WORKERS=4`.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from model_store.store import DEFAULT_ROOT
 
-__all__ = ["EndpointSettings", "PoolSettings", "Settings", "VariantSettings", "read_settings"]
+__all__ = [
+    "EndpointSettings",
+    "PoolSettings",
+    "Settings",
+    "VariantSettings",
+    "parse_settings",
+    "read_settings",
+    "share_of",
+]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -31,9 +40,8 @@ class PoolSettings(BaseModel):
     """What the pool's models run on; placement lists name it."""
     backend: str = "embedded"
     """Entry point name: `embedded`, `torchserve`, or one that a plug-in registers."""
-    workers: Annotated[int, Field(ge=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Worker processes, per model version on TorchServe. 0 (backend `embedded`): models run in the gateway process
-    itself, for the lowest latency; one that crashes takes the gateway with it."""
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Worker processes, per model version on TorchServe."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads inside one operator of one worker; workers times threads should not pass the cores."""
     engine: Literal["onnx", "torchscript"] = "onnx"
@@ -46,17 +54,6 @@ class PoolSettings(BaseModel):
     """How long one worker, or a managed server, may take to load before it counts as failed."""
     run_timeout_s: Seconds = 60.0
     """A worker that computes longer than this on one batch is considered hung and is replaced."""
-
-    @property
-    def runtime(self) -> dict[str, str | int]:
-        """How graphs run in one worker: fields of `handlers.graph.Runtime`."""
-        return {"engine": self.engine, "device": self.device, "threads": self.threads}
-
-    @model_validator(mode="after")
-    def _workers_where_needed(self) -> PoolSettings:
-        if self.backend == "torchserve" and not self.workers:
-            raise ValueError("workers = 0 is for backend 'embedded'; TorchServe needs at least 1")
-        return self
 
 
 class VariantSettings(BaseModel):
@@ -102,6 +99,9 @@ class Settings(BaseSettings):
     """Address of the management port: loopback, because it has no authentication."""
     admin_port: Port = 8082
     """Management, metrics and API documentation."""
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Gateway processes on the same HTTP and gRPC ports; 1 needs no supervisor. Each has pools of its own: `workers`
+    counts per process, and its default is then divided by them."""
     grpc_reflection: bool = False
     """Let gRPC clients list the services; reveals the API, so off on public ports."""
     default_endpoint: str = ""
@@ -126,8 +126,6 @@ class Settings(BaseSettings):
     """After SIGTERM: how long idle connections stay open, so that a request already on its way is answered."""
     store_poll_s: Seconds = 2.0
     """How often the store is looked at for newly published versions."""
-    server_timing: bool = True
-    """Tell clients where the time went (`Server-Timing`)."""
     run_dir: Path | None = None
     """Where sockets, logs and temporary files of workers go; default: a private temporary directory."""
     log_format: Literal["text", "json"] = "text"
@@ -137,6 +135,14 @@ class Settings(BaseSettings):
     """Overrides of the manifests' placement lists, by algorithm or `algorithm/mode`."""
     endpoints: dict[str, EndpointSettings] = {}
     """Endpoints beyond the published models' own names."""
+
+    @model_validator(mode="after")
+    def _share_cores(self) -> Self:
+        for name, pool in self.pools.items():
+            if self.processes > 1 and "workers" not in pool.model_fields_set:
+                workers = share_of(os.cpu_count() or 1, self.processes)
+                self.pools[name] = pool.model_copy(update={"workers": workers})
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -148,6 +154,30 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+class _Told(Settings):
+    """Complete as they are: neither environment nor file is asked again."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def share_of(count: int, processes: int) -> int:
+    """What each of several processes gets of a machine's cores or devices, at least 1."""
+    return max(1, count // processes)
+
+
+def parse_settings(text: str) -> Settings:
+    """Read back what `Settings.model_dump_json` wrote, and nothing else."""
+    return _Told(**json.loads(text))
 
 
 def read_settings(config: Path | None = None, **overrides: Any) -> Settings:

@@ -20,7 +20,9 @@ _MAX_METADATA_BYTES = 16 * 1024
 class GrpcFront:
     """The server and its health service, which follows the gateway's readiness."""
 
-    def __init__(self, settings: Settings, predictor: Predictor, readiness: Readiness) -> None:
+    def __init__(
+        self, settings: Settings, predictor: Predictor, readiness: Readiness, *, reuse_port: bool = False
+    ) -> None:
         limit = settings.max_body_bytes + _OVERHEAD
         self._server = grpc.aio.server(
             options=[
@@ -28,8 +30,8 @@ class GrpcFront:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", 1000),
                 ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
-                # two gateways on one port would split the traffic in secret
-                ("grpc.so_reuseport", 0),
+                # two gateways on one port would split the traffic in secret; a supervisor has made sure of its own
+                ("grpc.so_reuseport", int(reuse_port)),
             ]
         )
         self._readiness = readiness

@@ -40,8 +40,9 @@ class PoolSettings(BaseModel):
     """What the pool's models run on; placement lists name it."""
     backend: str = "embedded"
     """Entry point name: `embedded`, `torchserve`, or one that a plug-in registers."""
-    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Worker processes, per model version on TorchServe."""
+    workers: Annotated[int, Field(ge=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Worker processes, per model version on TorchServe. 0 (backend `embedded`): models run in the gateway process
+    itself, for the lowest latency; one that crashes takes the gateway with it."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads inside one operator of one worker; workers times threads should not pass the cores."""
     engine: Literal["onnx", "torchscript"] = "onnx"
@@ -54,6 +55,17 @@ class PoolSettings(BaseModel):
     """How long one worker, or a managed server, may take to load before it counts as failed."""
     run_timeout_s: Seconds = 60.0
     """A worker that computes longer than this on one batch is considered hung and is replaced."""
+
+    @property
+    def runtime(self) -> dict[str, str | int]:
+        """How graphs run in one worker: fields of `handlers.graph.Runtime`."""
+        return {"engine": self.engine, "device": self.device, "threads": self.threads}
+
+    @model_validator(mode="after")
+    def _workers_where_needed(self) -> PoolSettings:
+        if self.backend == "torchserve" and not self.workers:
+            raise ValueError("workers = 0 is for backend 'embedded'; TorchServe needs at least 1")
+        return self
 
 
 class VariantSettings(BaseModel):
@@ -126,6 +138,8 @@ class Settings(BaseSettings):
     """After SIGTERM: how long idle connections stay open, so that a request already on its way is answered."""
     store_poll_s: Seconds = 2.0
     """How often the store is looked at for newly published versions."""
+    server_timing: bool = True
+    """Tell clients where the time went (`Server-Timing`)."""
     run_dir: Path | None = None
     """Where sockets, logs and temporary files of workers go; default: a private temporary directory."""
     log_format: Literal["text", "json"] = "text"

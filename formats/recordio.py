@@ -188,7 +188,7 @@ class Window:
         if missing <= 0:
             return True
         # pieces of one block each: a file object may allocate all that it is asked for, and sizes come from the file
-        pieces = [self.data[self.at :]]
+        pieces = [self.data[self.at :]] if self.available else []
         self._base += self.at
         self.at = 0
         while missing > 0:
@@ -199,6 +199,7 @@ class Window:
                 self._left -= len(piece)
             pieces.append(piece)
             missing -= len(piece)
+        # of a single piece, join makes no copy
         self.data = b"".join(pieces)
         return missing <= 0
 
@@ -239,7 +240,7 @@ def frames(window: Window, max_record: int) -> Iterator[tuple[int, bytes]]:
                 break
             payload = data[at + 8 : at + 8 + word]
             if end != at + 8 + word and not window.warned and any(data[at + 8 + word : end]):
-                _warn_padding(window, base + at)
+                warn_padding(window, base + at)
             window.at = end
             yield base + at, payload
             at = end
@@ -285,7 +286,7 @@ def next_record(window: Window, max_record: int) -> tuple[int, bytes] | None:
             return first, MAGIC.join(parts)
 
 
-def _warn_padding(window: Window, offset: int) -> None:
+def warn_padding(window: Window, offset: int) -> None:
     window.warned = True
     _log.warning("record at byte %d: padding is not zero; tolerated, told once per file", offset)
 

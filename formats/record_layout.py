@@ -7,7 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["DTYPES", "FEATURES", "LABEL", "LONGEST_HEAD", "Head", "Layout", "Length", "TensorLayout", "learn"]
+__all__ = [
+    "DTYPES",
+    "FEATURES",
+    "LABEL",
+    "LONGEST_HEAD",
+    "Field",
+    "Head",
+    "Layout",
+    "Length",
+    "TensorLayout",
+    "fields_of",
+    "learn",
+]
 
 FEATURES, LABEL = 1, 2
 """The field numbers of a record's two maps."""
@@ -60,7 +72,7 @@ class Layout(NamedTuple):
     lengths: tuple[Length, ...]
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     number: int
     length_at: int
     start: int
@@ -76,19 +88,19 @@ def learn(payload: bytes) -> Layout | None:
 
 
 def _learned(payload: bytes) -> Layout:
-    outer: list[_Field] = []
-    bodies: list[_Field] = []
+    outer: list[Field] = []
+    bodies: list[Field] = []
     tensors = []
-    for entry in _fields(payload, 0, len(payload)):
-        name, value = _fields(payload, entry.start, entry.stop)
-        (tensor,) = _fields(payload, value.start, value.stop)
+    for entry in fields_of(payload, 0, len(payload)):
+        name, value = fields_of(payload, entry.start, entry.stop)
+        (tensor,) = fields_of(payload, value.start, value.stop)
         if (
             entry.number not in (FEATURES, LABEL)
             or (name.number, value.number) != (1, 2)
             or tensor.number not in DTYPES
         ):
             raise ValueError("not a map of tensors")
-        parts = _fields(payload, tensor.start, tensor.stop)
+        parts = fields_of(payload, tensor.start, tensor.stop)
         if [part.number for part in parts] not in (
             [],
             [_VALUES],
@@ -116,7 +128,7 @@ def _learned(payload: bytes) -> Layout:
     return _laid_out(payload, tuple(tensors), outer, bodies)
 
 
-def _laid_out(payload: bytes, tensors: tuple[TensorLayout, ...], outer: list[_Field], bodies: list[_Field]) -> Layout:
+def _laid_out(payload: bytes, tensors: tuple[TensorLayout, ...], outer: list[Field], bodies: list[Field]) -> Layout:
     begins = [0, *(body.stop for body in bodies)]
     ends = [*(body.start for body in bodies), len(payload)]
     fixed = bytearray(b"\xff" * len(payload))
@@ -142,9 +154,9 @@ def _laid_out(payload: bytes, tensors: tuple[TensorLayout, ...], outer: list[_Fi
     return Layout(tensors, tuple(heads), tuple(lengths))
 
 
-def _fields(data: bytes, at: int, end: int) -> list[_Field]:
+def fields_of(data: bytes, at: int, end: int) -> list[Field]:
     """The few fields of a message of length-delimited ones; ValueError for any other."""
-    found: list[_Field] = []
+    found: list[Field] = []
     while at < end:
         tag = data[at]
         if tag & 0x87 != 2:  # one byte long, wire type 2
@@ -160,7 +172,7 @@ def _fields(data: bytes, at: int, end: int) -> list[_Field]:
                 break
             if shift > 28:
                 raise ValueError("a length of more than 2**28")
-        found.append(_Field(tag >> 3, length_at, at, at + length))
+        found.append(Field(tag >> 3, length_at, at, at + length))
         at += length
         if at > end or len(found) > _MOST_TENSORS:
             raise ValueError("fields end past their message, or are too many")

@@ -1,20 +1,24 @@
 """Protobuf records as matrices, in bulk: one row of features and one label per record.
 
 Files of dense float records, by far the most common, repeat one byte layout: only the numbers differ. The layout of
-one record is learned, then whole blocks are compared with it and cut at once; whatever does not match goes through the
-ordinary decoder, so the result never depends on which way was taken.
+one record is learned, then whole blocks are compared with it and cut at once. Records of varying size (sparse rows,
+whole numbers) are walked through (`formats.record_walk`), and whatever is odd goes through the ordinary decoder, so the
+result never depends on which way was taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formats.errors import InvalidBody
 from formats.record import Record, decode, dense, tensor_in
+from formats.record_layout import fields_of
+from formats.record_rows import NUM_SLOTS, slots_of, values_in
+from formats.record_walk import Walker
 from formats.recordio import MAX_RECORD, BadRecord, Window, encode_record, next_record
 
 __all__ = ["Rows", "read_matrix"]
@@ -22,6 +26,7 @@ __all__ = ["Rows", "read_matrix"]
 FloatType = np.dtype[np.float32] | np.dtype[np.float64]
 
 _BLOCK = 1 << 20
+_DENSE = 1 << 22
 _DTYPES: dict[int, FloatType] = {2: np.dtype("<f4"), 3: np.dtype("<f8")}
 
 
@@ -85,6 +90,7 @@ class _Reader:
         self._max_features = max_features
         self._width: int | None = None
         self._labelled: bool | None = None
+        self._walker = Walker(lambda found: slots_of(found, feature, label), NUM_SLOTS)
 
     def blocks(self) -> Iterator[Rows]:
         pause, rest = 0, 0
@@ -92,21 +98,18 @@ class _Reader:
         while (single := self._next()) is not None:
             row, value, layout = single
             singles.append((row, value))
-            rest -= 1
-            if layout is not None and rest <= 0:
+            bulk = None
+            if rest == 0:
                 bulk = self._bulk(layout)
                 # files of changing layouts should not pay for a comparison at every record
                 pause = min(2 * pause + 1, 1024) if bulk is None else 0
-                rest = pause
-                if bulk is not None:
-                    yield self._joined(singles)
-                    singles = []
-                    yield bulk
-                    while (bulk := self._bulk(layout)) is not None:
-                        yield bulk
-            if len(singles) * (self._width or 1) * 4 >= _BLOCK:
+            rest = pause if rest == 0 else rest - 1
+            if bulk is not None or len(singles) * (self._width or 1) * 4 >= _BLOCK:
                 yield self._joined(singles)
                 singles = []
+            while bulk is not None:
+                yield bulk
+                bulk = self._bulk(layout)
         if singles:
             yield self._joined(singles)
 
@@ -135,12 +138,12 @@ class _Reader:
 
     def _row(self, record: Record) -> NDArray[np.float32]:
         tensor = tensor_in(record.features, self._feature)
-        row = dense(tensor, max_elements=self._max_features).ravel().astype(np.float32)
+        row = dense(tensor, max_elements=self._max_features).ravel()
         if self._width is None:
             self._width = len(row)
         if len(row) != self._width:
             raise InvalidBody(f"feature '{self._feature}' has {len(row)} values, the first record has {self._width}")
-        return row
+        return _as_float32(row)
 
     def _value(self, record: Record) -> float | None:
         labelled = bool(record.label)
@@ -153,9 +156,35 @@ class _Reader:
         values = tensor_in(record.label, self._label, "labels").values
         if len(values) != 1:
             raise InvalidBody(f"label '{self._label}' has {len(values)} values, expected 1")
-        return float(values[0])
+        return float(_as_float32(values)[0])
 
-    def _bulk(self, layout: _Layout) -> Rows | None:
+    def _bulk(self, layout: _Layout | None) -> Rows | None:
+        return self._walked() if layout is None else self._cut(layout)
+
+    def _walked(self) -> Rows | None:
+        """The following rows of varying size: sparse ones, whole numbers; None when the next record is no such row."""
+        spans = self._walker.spans(self._window) if self._window.fill(1) else None
+        if spans is None or self._width is None:
+            return None
+        # a sparse row takes far fewer bytes than its numbers will
+        found = values_in(spans.up_to(max(1, _DENSE // (4 * self._width + 4))), self._width)
+        if found is not None and self._labelled != (found.labels is not None):
+            found = None
+        count = 0 if found is None else len(found.offsets) - 1
+        self._walker.consume(self._window, spans, count)
+        if found is None:
+            return None
+        self.number += count
+        labels = None if found.labels is None else _as_float32(found.labels)
+        values = _as_float32(found.values)
+        if found.keys is None:
+            return Rows(values.reshape(count, self._width), labels)
+        rows = np.zeros((count, self._width), np.float32)
+        # of a key given twice the last value stays, as in `dense`
+        rows[np.repeat(np.arange(count), np.diff(found.offsets)), found.keys] = values
+        return Rows(rows, labels)
+
+    def _cut(self, layout: _Layout) -> Rows | None:
         """All following records of the layout within one block; None when the next one is not of it."""
         window, size = self._window, layout.size
         window.fill(max(_BLOCK, size))
@@ -173,13 +202,18 @@ class _Reader:
             rows = rows[:count]
         window.at += count * size
         self.number += count
-        features = _cut(rows, layout.features)
-        return Rows(features, None if layout.label is None else _cut(rows, layout.label)[:, 0])
+        features = _numbers(rows, layout.features)
+        return Rows(features, None if layout.label is None else _numbers(rows, layout.label)[:, 0])
 
 
-def _cut(rows: NDArray[np.uint8], span: _Span) -> NDArray[np.float32]:
+def _numbers(rows: NDArray[np.uint8], span: _Span) -> NDArray[np.float32]:
     numbers: NDArray[np.float32] = np.ascontiguousarray(rows[:, span.start : span.stop]).view(span.dtype)
-    return numbers.astype(np.float32, copy=False)
+    return _as_float32(numbers)
+
+
+def _as_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        return numbers.astype(np.float32, copy=False)
 
 
 def _layout(payload: bytes, labelled: bool) -> _Layout | None:
@@ -187,7 +221,7 @@ def _layout(payload: bytes, labelled: bool) -> _Layout | None:
     framed = encode_record(payload, split=False)
     spans = {}
     try:
-        for number, start, stop in _fields(framed, 8, 8 + len(payload)):
+        for number, _, start, stop in fields_of(framed, 8, 8 + len(payload)):
             if number not in (1, 2) or number in spans:
                 return None
             spans[number] = _numbers_of_entry(framed, start, stop)
@@ -207,31 +241,10 @@ def _layout(payload: bytes, labelled: bool) -> _Layout | None:
 
 def _numbers_of_entry(data: bytes, start: int, stop: int) -> _Span:
     """Map entry -> Value -> tensor -> its packed numbers; ValueError for any other structure."""
-    (_, _, _), (value, value_start, value_stop) = _fields(data, start, stop)
-    ((kind, tensor_start, tensor_stop),) = _fields(data, value_start, value_stop)
-    ((values, first, last),) = _fields(data, tensor_start, tensor_stop)
-    if value != 2 or values != 1 or kind not in _DTYPES or (last - first) % _DTYPES[kind].itemsize:
+    _, value = fields_of(data, start, stop)
+    (tensor,) = fields_of(data, value.start, value.stop)
+    (values,) = fields_of(data, tensor.start, tensor.stop)
+    dtype = _DTYPES.get(tensor.number)
+    if value.number != 2 or values.number != 1 or dtype is None or (values.stop - values.start) % dtype.itemsize:
         raise ValueError("not a dense float tensor")
-    return _Span(first, last, _DTYPES[kind])
-
-
-def _fields(data: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
-    """(number, start, stop) of each field of a message of length-delimited fields; ValueError for any other."""
-    found = []
-    while at < end:
-        tag = data[at]
-        if tag & 0x87 != 2:  # one byte long, wire type 2
-            raise ValueError("not a length-delimited field")
-        at, length, shift = at + 1, 0, 0
-        while True:
-            byte = data[at]
-            at += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        found.append((tag >> 3, at, at + length))
-        at += length
-    if at != end:
-        raise ValueError("fields end past their message")
-    return found
+    return _Span(values.start, values.stop, dtype)

@@ -58,6 +58,10 @@ class Spans(NamedTuple):
     def num_records(self) -> int:
         return len(self.ends)
 
+    def up_to(self, count: int) -> Spans:
+        """Those of the first `count` records."""
+        return self._replace(ends=self.ends[:count], first=self.first[:, :count], last=self.last[:, :count])
+
 
 @dataclass(slots=True)
 class _Known:

@@ -111,6 +111,64 @@ def test_an_empty_file_has_no_records() -> None:
         joined(b"")
 
 
+def sparse_row(width: int, values: list[float], keys: list[int], label: float, dtype: str) -> Record:
+    tensor = Tensor(np.array(values, dtype), np.array(keys, np.uint64), (width,))
+    return Record({"values": tensor}, {"values": Tensor(np.array([label], dtype))})
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i4"])
+@pytest.mark.parametrize("width", [50, 30_000])
+def test_sparse_rows_are_filled_up_with_zeros(dtype: str, width: int) -> None:
+    """In bulk too: of a key given twice the last value counts, wide rows come in smaller blocks."""
+    rng = np.random.default_rng(3)
+    made = [
+        sparse_row(width, list(range(n)), rng.integers(0, width, n).tolist(), n, dtype)
+        for n in rng.integers(0, 40, 300).tolist()
+    ]
+    data = encode_body(made)
+
+    assert_same(joined(data), one_by_one(data))
+    assert all(block.features.nbytes <= 1 << 22 for block in read_matrix(io.BytesIO(data)))
+
+
+def test_whole_numbers_of_any_size_come_in_bulk() -> None:
+    rows = np.random.default_rng(4).integers(-(2**31), 2**31, (20_000, 9)) >> np.arange(0, 27, 3)
+    data = encode_body(row(r.tolist(), i, "<i4") for i, r in enumerate(rows))
+
+    found = joined(data)
+
+    assert len(list(read_matrix(io.BytesIO(data)))) < 10
+    assert np.array_equal(found.features, rows.astype(np.float32))
+    assert found.labels is not None
+    assert np.array_equal(found.labels, np.arange(20_000))
+
+
+def test_a_number_beyond_float32_becomes_infinite() -> None:
+    found = joined(encode_body([row([1e300], 0, "<f8")] * 3 + [sparse_row(1, [1e300], [0], 1e300, "<f8")] * 3))
+
+    assert np.isposinf(found.features).all()
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 0, np.inf, np.inf, np.inf]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_a_flipped_byte_in_rows_of_varying_size_gives_what_record_by_record_gives(draw: st.DataObject) -> None:
+    width = 300
+    rows = [sparse_row(width, [1, 2, 300], [0, 7, 299], 1, "<f4"), sparse_row(width, [], [], 2, "<f4")]
+    data = bytearray(encode_body(rows * 3))
+    if draw.draw(st.booleans()):
+        data = bytearray(encode_body([row([1, 300, -1], i, "<i4") for i in range(6)]))
+    data[draw.draw(st.integers(0, len(data) - 1))] ^= draw.draw(st.integers(1, 255))
+    try:
+        found = joined(bytes(data))
+    except InvalidBody:
+        return
+    expected = one_by_one(bytes(data))
+
+    np.testing.assert_array_equal(found.features, expected.features)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_a_flipped_byte_gives_what_record_by_record_gives(draw: st.DataObject) -> None:

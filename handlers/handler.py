@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ import numpy as np
 from formats.envelope import Outcome, Prediction, Stages, Tensor
 from formats.errors import BackendFailed, InvalidBody, NotAcceptable, PenstockError, UnsupportedContentType
 from formats.tensors import array_of, tensor_of
-from handlers.graph import Array, Arrays, Runtime, load_graph
-from model_store.manifest import Mode
+from handlers.graph import Array, Arrays, RunnableGraph, Runtime, load_graph
+from model_store.manifest import Graph, Mode
 from model_store.signature import check_inputs, check_outputs
 from model_store.store import Bundle
 
@@ -33,10 +33,20 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class _Plan:
+    """One mode, with all that answering it takes looked up once."""
+
+    mode: Mode
+    graph: Graph
+    runnable: RunnableGraph
+    check_types: Callable[[str, str], None]
+    """Content type and accept; remembers what was fine, for clients send the same few headers for ever."""
+
+
+class _Item(NamedTuple):
     """One decoded request of a batch, waiting for its rows of the graph's output."""
 
-    index: int
+    place: int
     prediction: Prediction
     inputs: Arrays
     num_rows: int
@@ -57,9 +67,12 @@ class Handler(ABC):
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.manifest = bundle.manifest
         self.bundle = bundle
-        self._graphs = {name: load_graph(bundle.path, graph, runtime) for name, graph in bundle.manifest.graphs.items()}
-        # clients send the same few headers for ever
-        self._check_types = lru_cache(maxsize=256)(self._check_types)  # type: ignore[method-assign]
+        graphs = {name: load_graph(bundle.path, graph, runtime) for name, graph in bundle.manifest.graphs.items()}
+        self._plans: dict[str, _Plan] = {}
+        for name, mode in bundle.manifest.modes.items():
+            check_types = lru_cache(maxsize=256)(partial(_check_types, mode))
+            self._plans[name] = _Plan(mode, bundle.manifest.graphs[mode.graph], graphs[mode.graph], check_types)
+        self._plans[""] = self._plans[bundle.manifest.default_mode]
 
     @abstractmethod
     def decode(self, prediction: Prediction) -> Arrays:
@@ -83,12 +96,14 @@ class Handler(ABC):
         """Answer a batch: same length, same order, and a failing item fails alone. Each outcome holds the `stages`."""
         began = time.perf_counter()
         outcomes: list[Outcome | None] = [None] * len(batch)
-        groups: dict[tuple[Any, ...], list[_Item]] = {}
+        groups: dict[Any, list[_Item]] = {}
         for index, prediction in enumerate(batch):
             try:
-                inputs = self._decode(prediction)
-                item = _Item(index, prediction, inputs, self._num_rows(prediction, inputs))
-                group = self._group(prediction, inputs)
+                plan = self._plan(prediction)
+                inputs = self._decode(plan, prediction)
+                num_rows = len(next(iter(inputs.values()))) if plan.graph.batched else 1
+                item = _Item(index, prediction, inputs, num_rows)
+                group = _group(plan, item)
             except PenstockError as error:
                 outcomes[index] = Outcome.of_error(error)
             except Exception as error:  # noqa: BLE001  one item's surprise must not reach its neighbours
@@ -107,46 +122,32 @@ class Handler(ABC):
 
     def mode_of(self, prediction: Prediction) -> Mode:
         """The mode that a request asks for."""
-        mode = self.manifest.modes.get(prediction.mode or self.manifest.default_mode)
-        if mode is None:
-            raise InvalidBody(f"mode '{prediction.mode}' is unknown; this model has: {', '.join(self.manifest.modes)}")
-        return mode
+        return self._plan(prediction).mode
+
+    def graph_of(self, prediction: Prediction) -> Graph:
+        """The graph that answers it."""
+        return self._plan(prediction).graph
 
     def accept_of(self, prediction: Prediction) -> str:
         """The media type to answer in; raises `NotAcceptable`."""
         return accepted(prediction.accept, tuple(self.mode_of(prediction).accepts))
 
-    def _decode(self, prediction: Prediction) -> Arrays:
-        mode = self.mode_of(prediction)
+    def _plan(self, prediction: Prediction) -> _Plan:
+        plan = self._plans.get(prediction.mode)
+        if plan is None:
+            raise InvalidBody(f"mode '{prediction.mode}' is unknown; this model has: {', '.join(self.manifest.modes)}")
+        return plan
+
+    def _decode(self, plan: _Plan, prediction: Prediction) -> Arrays:
         if prediction.tensors is not None:
-            graph = self.manifest.graphs[mode.graph]
-            check_inputs(graph, prediction.tensors)
-            check_outputs(graph, prediction.outputs)
+            check_inputs(plan.graph, prediction.tensors)
+            check_outputs(plan.graph, prediction.outputs)
             return {tensor.name: _graph_input(tensor) for tensor in prediction.tensors}
-        self._check_types(prediction.mode, prediction.content_type, prediction.accept)
+        plan.check_types(prediction.content_type, prediction.accept)
         return self.decode(prediction)
 
-    def _check_types(self, mode_name: str, content_type: str, accept: str) -> None:
-        mode = self.manifest.modes[mode_name or self.manifest.default_mode]
-        media_type(content_type, mode.content_types)
-        accepted(accept, tuple(mode.accepts))
-
-    def _num_rows(self, prediction: Prediction, inputs: Arrays) -> int:
-        if not self.manifest.graphs[self.mode_of(prediction).graph].batched:
-            return 1
-        return len(next(iter(inputs.values())))
-
-    def _group(self, prediction: Prediction, inputs: Arrays) -> tuple[Any, ...]:
-        """Requests of one group may share a run of the graph."""
-        graph_name = self.mode_of(prediction).graph
-        if not self.manifest.graphs[graph_name].batched:
-            return (graph_name, id(prediction))
-        if prediction.tensors is None:
-            return (graph_name, "body")
-        return (graph_name, "tensors", *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items())))
-
     def _answer(self, items: list[_Item], outcomes: list[Outcome | None], spent: _Spent) -> None:
-        graph = self._graphs[self.mode_of(items[0].prediction).graph]
+        graph = self._plan(items[0].prediction).runnable
         began = collated = time.perf_counter()
         try:
             inputs = self.collate([item.inputs for item in items])
@@ -160,7 +161,7 @@ class Handler(ABC):
                 for item in items:
                     self._answer([item], outcomes, spent)
             else:
-                outcomes[items[0].index] = _failed("graph", items[0].prediction, error)
+                outcomes[items[0].place] = _failed("graph", items[0].prediction, error)
             return
         computed = time.perf_counter()
         start = 0
@@ -168,7 +169,7 @@ class Handler(ABC):
             stop = start + item.num_rows
             alone = len(items) == 1
             rows = outputs if alone else {name: value[start:stop] for name, value in outputs.items()}
-            outcomes[item.index] = self._encode(item.prediction, rows)
+            outcomes[item.place] = self._encode(item.prediction, rows)
             start = stop
         spent.pre += collated - began
         spent.graph += computed - collated
@@ -185,6 +186,20 @@ class Handler(ABC):
             return Outcome.of_error(error)
         except Exception as error:  # noqa: BLE001
             return _failed("encode", prediction, error)
+
+
+def _check_types(mode: Mode, content_type: str, accept: str) -> None:
+    media_type(content_type, mode.content_types)
+    accepted(accept, tuple(mode.accepts))
+
+
+def _group(plan: _Plan, item: _Item) -> Any:
+    """Requests with equal keys may share a run of the graph."""
+    if not plan.graph.batched:
+        return id(item)
+    if item.prediction.tensors is None:
+        return plan.mode.graph
+    return (plan.mode.graph, *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(item.inputs.items())))
 
 
 def _graph_input(tensor: Tensor) -> Array:

@@ -5,6 +5,7 @@ Its own inputs are also reachable through the tensor protocols, as those of ever
 
 from __future__ import annotations
 
+import struct
 from itertools import chain
 from typing import Any
 
@@ -25,19 +26,19 @@ class TensorHandler(Handler):
     """Serves algorithm `tensor`."""
 
     def decode(self, prediction: Prediction) -> Arrays:
-        inputs = self.manifest.graphs[self.mode_of(prediction).graph].inputs
+        graph = self.graph_of(prediction)
         try:
             body = orjson.loads(prediction.body)
         except ValueError as error:
             raise InvalidBody(f"body is not JSON: {error}") from error
-        names = [spec.name for spec in inputs]
-        if not isinstance(body, dict) or sorted(body) != sorted(names):
+        names = [spec.name for spec in graph.inputs]
+        if type(body) is not dict or len(body) != len(names) or not all(name in body for name in names):
             found = ", ".join(body) if isinstance(body, dict) else type(body).__name__
             raise InvalidBody(
                 f"body must be a JSON object with exactly the fields {', '.join(names)}; found {found[:200]}"
             )
-        arrays = {spec.name: _array(spec, body[spec.name]) for spec in inputs}
-        if self.manifest.graphs[self.mode_of(prediction).graph].batched:
+        arrays = {spec.name: _array(spec, body[spec.name]) for spec in graph.inputs}
+        if graph.batched:
             rows = {name: len(array) for name, array in arrays.items()}
             if len(set(rows.values())) != 1 or 0 in rows.values():
                 raise InvalidBody(f"inputs must share one batch size of at least 1; got {rows}")
@@ -63,19 +64,17 @@ def _array(spec: TensorSpec, value: Any) -> Array:
     if foreign:
         found = ", ".join(sorted(_JSON_NAMES.get(kind, kind.__name__) for kind in foreign))
         raise InvalidBody(f"field '{spec.name}': holds {found}; expected {spec.datatype} of shape {spec.shape}")
-    if dtype.kind in "iu" and values:
-        limits = np.iinfo(dtype)
-        if min(values) < limits.min or max(values) > limits.max:
-            raise InvalidBody(f"field '{spec.name}': a value is outside {limits.min} to {limits.max}")
-    if dtype.kind != "f":
+    if dtype.kind == "O":
         return np.array(values, dtype).reshape(shape)
-    # orjson's numbers all fit float64; narrowing overflows to infinity, which the sum shows without a second pass
-    with np.errstate(over="ignore"):
-        converted = np.array(values, np.float64).astype(dtype).reshape(shape)
-        too_large = not np.isfinite(converted.sum()) and not np.isfinite(converted).all()
-    if too_large:
-        raise InvalidBody(f"field '{spec.name}': a value is too large for {spec.datatype}")
-    return converted
+    try:
+        # twice as fast as numpy for a few numbers, equal for many, and refuses what does not fit
+        packed = struct.pack(f"<{len(values)}{_CODES[dtype.kind][dtype.itemsize]}", *values)
+    except (OverflowError, struct.error) as error:
+        if dtype.kind == "f":
+            raise InvalidBody(f"field '{spec.name}': a value is too large for {spec.datatype}") from error
+        limits = np.iinfo(dtype)
+        raise InvalidBody(f"field '{spec.name}': a value is outside {limits.min} to {limits.max}") from error
+    return np.frombuffer(packed, dtype).reshape(shape)
 
 
 def _flatten(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
@@ -98,6 +97,9 @@ def _flatten(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
     return shape, level
 
 
+_CODES = {"f": {2: "e", 4: "f", 8: "d"}, "i": dict(zip((1, 2, 4, 8), "bhiq", strict=True)), "b": {1: "?"}}
+_CODES["u"] = {size: code.upper() for size, code in _CODES["i"].items()}
+"""Of `struct`, by the kind and the bytes of a dtype."""
 _TYPES: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}, "O": {str}}
 """Types of JSON values that may become a tensor of a kind."""
 _JSON_NAMES: dict[type, str] = {

@@ -17,7 +17,7 @@ __all__ = ["Reply", "Request", "Response", "encode_response", "request_id"]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PREFIX = secrets.token_hex(8)
 _COUNTER = itertools.count(1)
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
 class Response(NamedTuple):
@@ -45,7 +45,8 @@ class Request:
 
     def header(self, name: bytes) -> str:
         """The value of a header, or the empty string; bytes beyond ASCII are kept as Latin-1."""
-        return self.headers.get(name, b"").decode("latin-1")
+        value = self.headers.get(name)
+        return "" if value is None else value.decode("latin-1")
 
 
 def request_id(request: Request) -> str:
@@ -59,12 +60,11 @@ def request_id(request: Request) -> str:
 def encode_response(response: Response, *, close: bool, server_timing: bytes = b"") -> bytes:
     """The bytes on the wire (HTTP/1.1)."""
     status, headers, body = response
-    parts = [b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))]
-    parts += [b"%b: %b\r\n" % header for header in headers]
-    parts.append(b"content-length: %d\r\n" % len(body))
+    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(b": ".join, headers)]
+    lines.append(b"content-length: %d" % len(body))
     if server_timing:
-        parts.append(b"server-timing: %b\r\n" % server_timing)
+        lines.append(b"server-timing: %b" % server_timing)
     if close:
-        parts.append(b"connection: close\r\n")
-    parts += [b"\r\n", body]
-    return b"".join(parts)
+        lines.append(b"connection: close")
+    lines += (b"", body)
+    return b"\r\n".join(lines)

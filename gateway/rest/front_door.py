@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import urllib.parse
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import httptools
@@ -31,6 +31,7 @@ __all__ = ["Door", "FrontDoor"]
 _log = logging.getLogger("penstock.http")
 
 _MAX_HEADERS = 100
+_MAX_REMEMBERED = 256
 _METHODS = frozenset(method.encode() for route in ROUTES for method in route.methods)
 _LINGER_S = 2.0
 """After an early refusal: how long what the client still sends is thrown away, so that it can read the answer."""
@@ -66,11 +67,19 @@ class _Cycle:
         "turn",
     )
 
-    def __init__(self, protocol: FrontDoor, route: PredictionRoute, path: str, *, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        protocol: FrontDoor,
+        route: PredictionRoute,
+        path: str,
+        headers: dict[bytes, bytes],
+        *,
+        keep_alive: bool,
+    ) -> None:
         self.protocol = protocol
         self.route = route
         self.path = path
-        self.headers = protocol.headers
+        self.headers = headers
         self.keep_alive = keep_alive
         self.body: list[bytes] = []
         self.size = 0
@@ -87,6 +96,16 @@ class _Cycle:
         self.turn = True
         if self.complete:
             self.protocol.dispatch(self)
+
+
+@lru_cache(maxsize=1024)  # clients ask for the same few models for ever
+def _resolve(url: bytes) -> tuple[PredictionRoute | None, str]:
+    """The prediction route of a request target, and its decoded path."""
+    path = url.partition(b"?")[0].decode("latin-1")
+    route = match(path)
+    # no name holds a slash: an encoded one must not turn into a separator behind the matching
+    encoded = "%" in path and "%2f" not in path.lower()
+    return route, urllib.parse.unquote(path) if encoded else path
 
 
 class _NobodyWaits:
@@ -113,6 +132,8 @@ class FrontDoor(HttpToolsProtocol):
         self._unsent = 0
         self._in_headers = False
         self._header_bytes = 0
+        self._taken = 0
+        """Bytes of header names and values so far, and of what separates them."""
         self._stage_began = time.monotonic()
         self._stage = "idle"
 
@@ -146,34 +167,35 @@ class FrontDoor(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
+        self._taken = 0
         self._stage, self._header_bytes, self._in_headers = "headers", 0, True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+        self._taken += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._stage, self._stage_began = "body", time.monotonic()
         if not self._check_headers(0):
             return
-        declared, hosts = 0, 0
-        for name, value in self.headers:
-            if name == b"content-length":
-                declared = int(value)
-            elif name == b"host":
-                hosts += 1
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+        headers = dict(self.headers)
+        hosts = 1 if len(headers) == len(self.headers) else sum(name == b"host" for name, _ in self.headers)
+        if (hosts != 1 or b"host" not in headers) and (b"host" in headers or self.parser.get_http_version() != "1.0"):
             self._refuse(400, "a request needs exactly one Host header")
             return
+        self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        declared = int(headers.get(b"content-length", 0))
         route, path = self._prediction_route()
         if route is None:
             self._to_application(declared)
         else:
-            self._begin(route, path, declared)
+            self._begin(route, path, headers, declared)
 
     def _check_headers(self, read: int) -> bool:
         """Refuse what is too long: `read` counts whole reads, of which the parser may still hold a part back."""
         limit = self._door.settings.max_header_bytes
-        taken = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if max(taken, read) <= limit and len(self.headers) <= _MAX_HEADERS:
+        if max(len(self.url) + self._taken, read) <= limit and len(self.headers) <= _MAX_HEADERS:
             return True
         self._refuse(431, f"request line and headers exceed {limit} bytes or {_MAX_HEADERS} headers")
         return False
@@ -208,7 +230,7 @@ class FrontDoor(HttpToolsProtocol):
     def dispatch(self, cycle: _Cycle) -> None:
         """Hand one complete request to its protocol; the answer comes back through `_reply`."""
         body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
-        request = Request(cycle.path, dict(cycle.headers), body, time.monotonic())
+        request = Request(cycle.path, cycle.headers, body, time.monotonic())
         cycle.body = []
         self._door.in_flight += 1
         reply = partial(self._reply, cycle, request)
@@ -265,15 +287,13 @@ class FrontDoor(HttpToolsProtocol):
         method = self.parser.get_method()
         if method not in _METHODS:
             return None, ""
-        path = self.url.partition(b"?")[0].decode("latin-1")
-        route = match(path)
+        url = self.url
+        route, path = _resolve(url) if len(url) <= _MAX_REMEMBERED else _resolve.__wrapped__(url)
         if route is not None and method.decode() not in route.methods:
             return None, ""
-        # no name holds a slash: an encoded one must not turn into a separator behind the matching
-        encoded = "%" in path and "%2f" not in path.lower()
-        return route, urllib.parse.unquote(path) if encoded else path
+        return route, path
 
-    def _begin(self, route: PredictionRoute, path: str, declared: int) -> None:
+    def _begin(self, route: PredictionRoute, path: str, headers: dict[bytes, bytes], declared: int) -> None:
         if declared > self._door.settings.max_body_bytes:
             self._too_large(route)
             return
@@ -281,7 +301,7 @@ class FrontDoor(HttpToolsProtocol):
             self._refuse(400, "protocol upgrades are not offered; send plain HTTP/1.1")
             return
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = _Cycle(self, route, path, keep_alive=keep_alive)
+        cycle = _Cycle(self, route, path, headers, keep_alive=keep_alive)
         previous, self.cycle = self.cycle, cycle  # type: ignore[assignment]
         if previous is None or previous.response_complete:
             cycle.turn = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -57,13 +56,15 @@ def num_elements(name: str, shape: Sequence[int]) -> int:
     """
     if len(shape) > _MAX_RANK:
         raise InvalidBody(f"input '{name}': {len(shape)} dimensions; at most {_MAX_RANK} are possible")
+    count = 1
     for dimension in shape:
         if type(dimension) is not int or dimension < 0:
             raise InvalidBody(f"input '{name}': shape {list(shape)} must hold integers of 0 or more")
+        count *= dimension or 1
     # numpy counts bytes, at most 8 an element, and leaves zeros out, so that a view of no elements has strides
-    if math.prod(dimension or 1 for dimension in shape) > _MAX_ELEMENTS // 8:
+    if count > _MAX_ELEMENTS // 8:
         raise InvalidBody(f"input '{name}': shape {list(shape)} has more elements than any memory holds")
-    return math.prod(shape)
+    return 0 if 0 in shape else count
 
 
 def array_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[Any]]:

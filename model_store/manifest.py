@@ -80,8 +80,8 @@ class Batching(_Frozen):
     max_batch_seconds: Annotated[float, Field(gt=0)] = 0.1
     """A batch stops growing where one call would take longer than this, by what recent calls took."""
     bucket_bytes: list[Annotated[int, Field(ge=1)]] = []
-    """Upper bounds of body sizes, ascending: only requests within the same two bounds share a batch, for models that pad
-    a batch to its longest member. Empty: any may share one."""
+    """Upper bounds of body sizes, ascending: only requests within the same two bounds share a batch, for models that
+    pad a batch to its longest member. Empty: any may share one."""
 
     @field_validator("bucket_bytes")
     @classmethod

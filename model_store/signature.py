@@ -18,18 +18,12 @@ def check_inputs(graph: Graph, tensors: Sequence[Tensor]) -> None:
     Raises:
         InvalidBody: names the input, what was sent, and what was expected.
     """
-    sent = [tensor.name for tensor in tensors]
-    if len(set(sent)) != len(sent):
-        raise InvalidBody(f"inputs {sent} hold a name twice")
-    specs = {spec.name: spec for spec in graph.inputs}
-    for tensor in tensors:
-        spec = specs.pop(tensor.name, None)
-        if spec is None:
-            known = ", ".join(each.name for each in graph.inputs)
-            raise InvalidBody(f"unexpected inference input '{tensor.name}'; the model takes: {known}")
+    if [tensor.name for tensor in tensors] == [spec.name for spec in graph.inputs]:
+        pairs = list(zip(graph.inputs, tensors, strict=True))
+    else:
+        pairs = _paired(graph, tensors)
+    for spec, tensor in pairs:
         _check_input(spec, tensor)
-    if specs:
-        raise InvalidBody(f"expected {len(graph.inputs)} inputs but got {len(sent)}; missing: {', '.join(specs)}")
     if graph.batched:
         rows = {tensor.name: tensor.shape[0] for tensor in tensors}
         if len(set(rows.values())) != 1 or 0 in rows.values():
@@ -45,12 +39,29 @@ def check_outputs(graph: Graph, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(wanted)
 
 
+def _paired(graph: Graph, tensors: Sequence[Tensor]) -> list[tuple[TensorSpec, Tensor]]:
+    sent = [tensor.name for tensor in tensors]
+    if len(set(sent)) != len(sent):
+        raise InvalidBody(f"inputs {sent} hold a name twice")
+    specs = {spec.name: spec for spec in graph.inputs}
+    pairs = []
+    for tensor in tensors:
+        spec = specs.pop(tensor.name, None)
+        if spec is None:
+            known = ", ".join(each.name for each in graph.inputs)
+            raise InvalidBody(f"unexpected inference input '{tensor.name}'; the model takes: {known}")
+        pairs.append((spec, tensor))
+    if specs:
+        raise InvalidBody(f"expected {len(graph.inputs)} inputs but got {len(sent)}; missing: {', '.join(specs)}")
+    return pairs
+
+
 def _check_input(spec: TensorSpec, tensor: Tensor) -> None:
     if tensor.datatype != spec.datatype:
         raise InvalidBody(f"input '{tensor.name}': datatype {tensor.datatype}, the model takes {spec.datatype}")
     num_elements(tensor.name, tensor.shape)
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        expected in (-1, actual) for expected, actual in zip(spec.shape, tensor.shape, strict=True)
-    )
+    fits = len(tensor.shape) == len(spec.shape)
+    for expected, actual in zip(spec.shape, tensor.shape, strict=False):
+        fits = fits and expected in (-1, actual)
     if not fits:
         raise InvalidBody(f"input '{tensor.name}': shape {list(tensor.shape)}, the model takes {spec.shape}")

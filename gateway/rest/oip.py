@@ -27,7 +27,10 @@ __all__ = ["error_response", "infer"]
 
 _HEADER_LENGTH = b"inference-header-content-length"
 _MAX_NESTING = 100
-_FLOATS = frozenset({"FP16", "FP32", "FP64"})
+_FLOATS = {"FP16": "e", "FP32": "f", "FP64": "d"}
+"""With their codes of `struct`, which packs a few numbers twice as fast as numpy."""
+_NUMBERS = {int, float}
+_NO_PARAMETERS: dict[str, Any] = {}
 _INTEGER_RANGES = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 
 
@@ -146,14 +149,15 @@ def _inputs(header: Mapping[str, Any], binary: memoryview) -> list[Tensor]:
             raise InvalidBody(f"inputs[{index}]: unexpected size {size} for input; {len(binary) - at} bytes are left")
         if "data" in each:
             raise InvalidBody(f"inputs[{index}] has both 'data' and 'binary_data_size'")
-        tensors.append(_sized(Tensor(*_described(each, index), binary[at : at + size])))
+        tensors.append(_sized(Tensor(*_described(each, index)[:3], binary[at : at + size])))
         at += size
     if at != len(binary):
         raise InvalidBody(f"unexpected additional input data: {len(binary) - at} bytes behind the last input")
     return tensors
 
 
-def _described(tensor: Mapping[str, Any], index: int) -> tuple[str, str, tuple[int, ...]]:
+def _described(tensor: Mapping[str, Any], index: int) -> tuple[str, str, tuple[int, ...], int]:
+    """Name, datatype, shape, and how many elements that is."""
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     if not isinstance(name, str) or not name:
         raise InvalidBody(f"inputs[{index}].name must be a string, got {name!r}")
@@ -161,8 +165,7 @@ def _described(tensor: Mapping[str, Any], index: int) -> tuple[str, str, tuple[i
         raise InvalidBody(f"input '{name}': datatype {datatype!r} is none of {', '.join(DATATYPES)}")
     if not isinstance(shape, list):
         raise InvalidBody(f"input '{name}': shape must be a list of integers, got {shape!r}")
-    num_elements(name, shape)
-    return name, datatype, tuple(shape)
+    return name, datatype, tuple(shape), num_elements(name, shape)
 
 
 def _sized(tensor: Tensor) -> Tensor:
@@ -172,17 +175,16 @@ def _sized(tensor: Tensor) -> Tensor:
 
 
 def _json_tensor(tensor: Mapping[str, Any], index: int) -> Tensor:
-    name, datatype, shape = _described(tensor, index)
+    name, datatype, shape, count = _described(tensor, index)
     data = tensor.get("data")
     if not isinstance(data, list):
         raise InvalidBody(f"input '{name}': data must be a list, or parameters.binary_data_size be given")
-    count = num_elements(name, shape)
     if datatype == "BYTES":
         elements = [_text(name, value).encode() for value in _flatten(name, data)]
         raw = b"".join(struct.pack("<I", len(element)) + element for element in elements)
         return _counted(Tensor(name, datatype, shape, raw), len(elements), count)
-    array = _numbers(name, datatype, data)
-    return _counted(Tensor(name, datatype, shape, array.tobytes()), array.size, count)
+    raw = _numbers(name, datatype, data)
+    return _counted(Tensor(name, datatype, shape, raw), len(raw) // DATATYPES[datatype].itemsize, count)
 
 
 def _counted(tensor: Tensor, found: int, count: int) -> Tensor:
@@ -191,29 +193,32 @@ def _counted(tensor: Tensor, found: int, count: int) -> Tensor:
     return tensor
 
 
-def _numbers(name: str, datatype: str, data: list[Any]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Nested or flat JSON numbers as an array of the declared type; nothing is truncated silently."""
-    flat: list[Any] = data
-    if any(isinstance(value, list) for value in data):
+def _numbers(name: str, datatype: str, data: list[Any]) -> bytes:
+    """Nested or flat JSON numbers as elements of the declared type; nothing is truncated silently."""
+    flat, kinds = data, set(map(type, data))
+    if list in kinds:
         flat = list(_flatten(name, data))
-    kinds = set(map(type, flat))
+        kinds = set(map(type, flat))
     dtype = DATATYPES[datatype]
     if datatype == "BOOL":
         if not kinds <= {bool} and not all(value in (0, 1) for value in flat):
             raise InvalidBody(f"input '{name}': BOOL data must be true or false")
-        return np.array(flat, dtype)
+        return np.array(flat, dtype).tobytes()
     if datatype in _FLOATS:
-        if not kinds <= {int, float}:
-            raise InvalidBody(f"input '{name}': {datatype} data must be numbers, found {_names(kinds - {int, float})}")
-        with np.errstate(over="ignore"):
-            return np.array(flat, np.float64).astype(dtype)
+        if not kinds <= _NUMBERS:
+            raise InvalidBody(f"input '{name}': {datatype} data must be numbers, found {_names(kinds - _NUMBERS)}")
+        try:
+            return struct.pack(f"<{len(flat)}{_FLOATS[datatype]}", *flat)
+        except OverflowError:  # too large for the type: infinity, as a cast makes it
+            with np.errstate(over="ignore"):
+                return np.array(flat, np.float64).astype(dtype).tobytes()
     if not kinds <= {int}:
         raise InvalidBody(f"input '{name}': {datatype} data must be integers, found {_names(kinds - {int})}")
     limits = _INTEGER_RANGES[datatype]
     if flat and (min(flat) < limits.min or max(flat) > limits.max):
         worst = min(flat) if min(flat) < limits.min else max(flat)
         raise InvalidBody(f"input '{name}': {worst} is outside {datatype} ({limits.min} to {limits.max})")
-    return np.array(flat, dtype)
+    return np.array(flat, dtype).tobytes()
 
 
 def _flatten(name: str, data: list[Any], depth: int = 1) -> Iterable[Any]:
@@ -237,7 +242,9 @@ def _names(kinds: Iterable[type]) -> str:
 
 
 def _parameters(owner: Mapping[str, Any], label: str) -> dict[str, Any]:
-    parameters = owner.get("parameters", {})
+    parameters = owner.get("parameters", _NO_PARAMETERS)
+    if parameters is _NO_PARAMETERS:
+        return parameters
     if not isinstance(parameters, dict):
         raise InvalidBody(f"parameters of {label} must be an object")
     for name, value in parameters.items():
@@ -299,10 +306,10 @@ def _answer(
 
 
 def _json_data(tensor: Tensor) -> Any:
-    array = array_of(tensor)
-    if tensor.datatype in _FLOATS and not np.isfinite(array).all():
+    flat = array_of(tensor).ravel()
+    # the product with itself is a number where all its elements are; where it overflows, look closer
+    if tensor.datatype in _FLOATS and not math.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():
         raise BackendFailed("output contains non-finite values; request binary_data")
     if tensor.datatype == "BYTES":
-        return [element.decode("utf-8", "replace") for element in array.ravel()]
-    flat = array.ravel()
+        return [element.decode("utf-8", "replace") for element in flat]
     return flat.astype(np.float32) if tensor.datatype == "FP16" else flat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -13,6 +13,8 @@ import typer
 
 if TYPE_CHECKING:
     from gateway.server import Gateway
+    from gateway.settings import Settings
+    from gateway.supervisor import Supervisor
     from model_store.store import Store
 
 __all__ = ["app", "main"]
@@ -126,6 +128,9 @@ def models(store: StoreOption = None) -> None:
 def serve(
     config: Annotated[Path | None, typer.Option(help="TOML file; PENSTOCK_* variables go before it.")] = None,
     store: StoreOption = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Gateway processes on the same ports.", envvar="PENSTOCK_PROCESSES")
+    ] = None,
 ) -> None:
     """Serve the store until Ctrl-C or SIGTERM, which drain and end with status 0."""
     import asyncio  # noqa: PLC0415
@@ -139,15 +144,14 @@ def serve(
 
     from formats.errors import PenstockError  # noqa: PLC0415
     from gateway.logs import configure_logs  # noqa: PLC0415
-    from gateway.server import run  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
 
     _open_store(store)
     try:
-        settings = read_settings(config, store=store)
+        settings = read_settings(config, store=store, processes=processes)
         configure_logs(settings.log_format)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(settings, _announce))
+            runner.run(_serving(settings))
     except tomllib.TOMLDecodeError as error:
         _fail(f"{config} is not TOML: {error}")
     except (PenstockError, OSError, ValueError) as error:
@@ -283,7 +287,17 @@ def main() -> None:
     app()
 
 
-def _announce(gateway: Gateway) -> None:
+def _serving(settings: Settings) -> Coroutine[Any, Any, None]:
+    if settings.processes > 1:
+        from gateway.supervisor import run_several  # noqa: PLC0415
+
+        return run_several(settings, _announce)
+    from gateway.server import run  # noqa: PLC0415
+
+    return run(settings, _announce)
+
+
+def _announce(gateway: Gateway | Supervisor) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     settings = gateway.settings
@@ -292,7 +306,9 @@ def _announce(gateway: Gateway) -> None:
     console.print(f"  HTTP        http://{settings.host}:{gateway.http_port}")
     console.print(f"  gRPC        {settings.host}:{gateway.grpc_port}")
     console.print(f"  management  http://{settings.admin_host}:{gateway.admin_port}  (metrics at /metrics)")
-    if not gateway.catalog.versions and not gateway.catalog.errors:
+    if settings.processes > 1:
+        console.print(f"  processes   {settings.processes}")
+    if gateway.empty:
         console.print("  no model is published yet: penstock publish BUNDLE --name NAME")
 
 

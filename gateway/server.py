@@ -188,6 +188,11 @@ class Gateway:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
     @property
+    def empty(self) -> bool:
+        """Nothing is published."""
+        return not self.catalog.versions and not self.catalog.errors
+
+    @property
     def _in_flight(self) -> int:
         return self._door.in_flight + self._predictor.in_flight
 

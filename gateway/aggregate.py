@@ -106,7 +106,7 @@ def _merge(expositions: Iterable[Iterable[Metric]]) -> list[Metric]:
             worst = family.type == "gauge" and family.name.endswith(_WORST)
             of_family = values.setdefault(family.name, {})
             for sample in family.samples:
-                key = (sample.name, tuple(sample.labels.items()))
+                key = (sample.name, tuple(sorted(sample.labels.items())))
                 known = of_family.get(key)
                 if known is None:
                     of_family[key] = sample.value

@@ -1,8 +1,8 @@
 """One of several gateway processes, started and led by `gateway.supervisor` over a socket pair.
 
 Lines of JSON travel on it. To this process: first an object of settings, index and admin_socket, then `"close_door"`,
-`"drain"`, `"hurry"`. From it: `{"started": ...}` when it listens, `{"failed": reason}`, `{"door": "closed"}`. The end of
-the link is an order too: a supervisor that is gone, whatever became of it, means drain and end.
+`"drain"`, `"hurry"`. From it: `{"started": ...}` when it listens, `{"failed": reason}`, `{"door": "closed"}`. That the
+link ends is an order too: a supervisor that is gone, whatever became of it, means drain and end.
 """
 
 from __future__ import annotations

@@ -8,28 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.record_layout import DTYPES, FEATURES, LABEL, Layout
-from formats.record_numbers import Positions, numbers_in, varints_in
+from formats.record_layout import FEATURES, LABEL, Layout
+from formats.record_numbers import Positions
+from formats.record_tensors import Kind, kind_of, numbers_of
 from formats.record_walk import Slots, Spans
 
-__all__ = ["MAX_WIDTH", "NUM_SLOTS", "Tag", "Values", "slots_of", "values_in"]
+__all__ = ["MAX_WIDTH", "NUM_SLOTS", "Values", "slots_of", "values_in"]
 
 MAX_WIDTH = 2**63 - 1
 """Widest row that is read in bulk: keys become int64."""
-NUM_SLOTS = 3
-"""The bytes of values, keys and label."""
-
-
-class Tag(NamedTuple):
-    """What all records of one block have in common."""
-
-    kind: int
-    """A key of DTYPES."""
-    sparse: bool
-    width: int | None
-    """The product of the shape; None for dense rows without one."""
-    label_kind: int | None
-    """None without a label."""
+NUM_SLOTS = 4
+"""The bytes of values and keys, of the feature and of the label."""
 
 
 class Values(NamedTuple):
@@ -46,22 +35,17 @@ class Values(NamedTuple):
 
 def slots_of(layout: Layout, feature: str, label: str) -> Slots | None:
     """Those of records of this feature, perhaps this label, and nothing else."""
-    features = [tensor for tensor in layout.tensors if tensor.side == FEATURES]
-    labels = [tensor for tensor in layout.tensors if tensor.side == LABEL]
-    if len(features) != 1 or features[0].name != feature.encode() or len(labels) > 1:
+    tensors = {(tensor.side, tensor.name): tensor for tensor in layout.tensors}
+    row = tensors.pop((FEATURES, feature.encode()), None)
+    found = tensors.pop((LABEL, label.encode()), None)
+    if row is None or tensors or (kind := kind_of(row)) is None or math.prod(kind.shape) > MAX_WIDTH:
         return None
-    row = features[0]
-    # a row of zeros has neither values nor keys when it is written sparse
-    sparse = row.keys is not None or (row.values is None and bool(row.shape))
-    width = math.prod(row.shape) if row.shape else None
-    if (sparse and (width is None or (row.values is None) != (row.keys is None))) or (width or 0) > MAX_WIDTH:
+    if found is None:
+        return Slots((row.values, row.keys), (kind, None))
+    label_kind = kind_of(found)
+    if label_kind is None or label_kind.sparse:
         return None
-    if not labels:
-        return Slots((row.values, row.keys, None), Tag(row.kind, sparse, width, None))
-    (found,) = labels
-    if found.name != label.encode() or found.values is None or found.keys is not None or found.shape:
-        return None
-    return Slots((row.values, row.keys, found.values), Tag(row.kind, sparse, width, found.kind))
+    return Slots((row.values, row.keys, found.values), (kind, label_kind))
 
 
 def values_in(spans: Spans, width: int | None) -> Values | None:
@@ -71,36 +55,29 @@ def values_in(spans: Spans, width: int | None) -> Values | None:
         spans: of slots that `slots_of` gave.
         width: that all rows must have; None for that of the first.
     """
-    tag = spans.tag
-    assert isinstance(tag, Tag)
-    (values, keys, labels), (values_end, keys_end, labels_end) = spans.first, spans.last
+    kinds: tuple[Kind, Kind | None] = spans.tag  # type: ignore[assignment]  # as `slots_of` gives it
+    kind, label_kind = kinds
     try:
-        found, offsets = numbers_in(spans.data, values, values_end, DTYPES[tag.kind])
-        own_width = tag.width if tag.width is not None else int(offsets[1])
+        (offsets, values, keys), sound = numbers_of(spans, 0, kind)
+        own_width = math.prod(kind.shape) if kind.shape else int(offsets[1])
         if width not in (None, own_width):
             return None
-        indices, sound = None, np.diff(offsets) == own_width
-        if tag.sparse:
-            indices, bounds = varints_in(spans.data, keys, keys_end, 64)
-            sound = bounds[1:] == offsets[1:]
-            if len(indices) and int(indices.max()) >= own_width:
-                outside = int((indices >= np.uint64(own_width)).argmax())
-                sound[np.searchsorted(bounds, outside, "right") - 1 :] = False
-        label = None
-        if tag.label_kind is not None:
-            label, bounds = numbers_in(spans.data, labels, labels_end, DTYPES[tag.label_kind])
-            sound &= bounds[1:] == np.arange(1, len(bounds))
+        if not kind.sparse:
+            sound &= np.diff(offsets) == own_width
+        labels = None
+        if label_kind is not None:
+            (bounds, labels, _), single = numbers_of(spans, 1, label_kind)
+            sound &= single & (bounds[1:] == np.arange(1, len(bounds)))
     except ValueError:
-        return None  # broken numbers
-    # an unsound row shifts the offsets of all that follow
+        return None
     count = len(sound) if sound.all() else int(sound.argmin())
     if count == 0:
         return None
     size = int(offsets[count])
     return Values(
         offsets[: count + 1],
-        found[:size],
-        None if indices is None else indices[:size].astype(np.int64),
-        None if label is None else label[:count],
+        values[:size],
+        None if keys is None else keys[:size].astype(np.int64),
+        None if labels is None else labels[:count],
         own_width,
     )

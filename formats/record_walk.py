@@ -19,7 +19,7 @@ from formats.record_layout import LONGEST_HEAD, Layout, learn
 from formats.record_numbers import SPARE, Bytes, Positions
 from formats.recordio import MAX_RECORD, Window, warn_padding
 
-__all__ = ["Slots", "Spans", "Walker"]
+__all__ = ["Flags", "Slots", "Spans", "Walker"]
 
 Flags = NDArray[np.bool_]
 
@@ -76,11 +76,15 @@ class Walker:
     Args:
         slots_of: what the reader wants of a layout; None leaves such records to the ordinary decoder.
         num_slots: length of `Slots.bodies`.
+        max_record: longer records are left to the ordinary decoder.
     """
 
-    def __init__(self, slots_of: Callable[[Layout], Slots | None], num_slots: int) -> None:
+    def __init__(
+        self, slots_of: Callable[[Layout], Slots | None], num_slots: int, max_record: int = MAX_RECORD
+    ) -> None:
         self._slots_of = slots_of
         self._num_slots = num_slots
+        self._max_record = max_record
         self._known: list[_Known] = []
         self._reach = _BLOCK
         self._pause = self._rest = 0
@@ -93,9 +97,9 @@ class Walker:
         if self._rest:
             self._rest -= 1
             return None
-        data, starts, ends = _block(window, self._reach)
+        data, starts, ends = _block(window, self._reach, self._max_record)
         if len(starts) == 0 and self._reach < _BLOCK:
-            data, starts, ends = _block(window, _BLOCK)
+            data, starts, ends = _block(window, _BLOCK, self._max_record)
         found = self._matched(data, starts, ends) if len(starts) else None
         if found is None:
             self.consume(window, None, 0)
@@ -158,7 +162,7 @@ class Walker:
         return _Known(layout, slots) if layout is not None and slots is not None else None
 
 
-def _block(window: Window, size: int) -> tuple[Bytes, Positions, Positions]:
+def _block(window: Window, size: int, max_record: int) -> tuple[Bytes, Positions, Positions]:
     """The next bytes and some more to read over into, and the payloads of the whole records in them."""
     window.fill(size + _SPARE)
     missing = size + _SPARE - window.available
@@ -166,17 +170,17 @@ def _block(window: Window, size: int) -> tuple[Bytes, Positions, Positions]:
         data = np.frombuffer(window.data[window.at :] + bytes(min(missing, _SPARE)), np.uint8)
     else:
         data = np.frombuffer(window.data, np.uint8, size + _SPARE, window.at)
-    return data, *_frames(window, data[: len(data) - _SPARE])
+    return data, *_frames(window, data[: len(data) - _SPARE], max_record)
 
 
-def _frames(window: Window, data: Bytes) -> tuple[Positions, Positions]:
+def _frames(window: Window, data: Bytes, max_record: int) -> tuple[Positions, Positions]:
     """(start, end) of the payloads of the whole records from the beginning of the data on."""
     words = data[: len(data) & ~3].view("<u4")
     heads = np.flatnonzero(words[:-1] == _MAGIC)
     lengths = words[heads + 1].astype(np.int64)
     following = heads + 2 + (lengths + 3 >> 2)
     # flags make a length word huge, and a magic inside a payload breaks the chain
-    good = (lengths <= MAX_RECORD) & (following <= len(words))
+    good = (lengths <= min(max_record, MAX_RECORD)) & (following <= len(words))
     good[:1] &= heads[:1] == 0
     good[1:] &= heads[1:] == following[:-1]
     count = len(good) if good.all() else int(good.argmin())

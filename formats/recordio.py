@@ -239,8 +239,8 @@ def frames(window: Window, max_record: int) -> Iterator[tuple[int, bytes]]:
             if magic != _MAGIC or word > MAX_RECORD or word > max_record or end > size:
                 break
             payload = data[at + 8 : at + 8 + word]
-            if end != at + 8 + word and not window.warned and any(data[at + 8 + word : end]):
-                warn_padding(window, base + at)
+            if end != at + 8 + word:
+                _check_padding(window, base + at, at + 8 + word, end)
             window.at = end
             yield base + at, payload
             at = end
@@ -281,9 +281,15 @@ def next_record(window: Window, max_record: int) -> tuple[int, bytes] | None:
             )
         begin = window.at + 8
         parts.append(window.data[begin : begin + length])
+        _check_padding(window, offset, begin + length, begin + padded)
         window.at = begin + padded
         if flag in (0, 3):
             return first, MAGIC.join(parts)
+
+
+def _check_padding(window: Window, offset: int, begin: int, end: int) -> None:
+    if not window.warned and any(window.data[begin:end]):
+        warn_padding(window, offset)
 
 
 def warn_padding(window: Window, offset: int) -> None:

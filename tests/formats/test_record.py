@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from formats.record import (
     tensor_in,
     write,
 )
-from formats.recordio import encode_record
+from formats.recordio import encode_record, read_decoded
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXAMPLE = bytes.fromhex(
@@ -217,6 +219,60 @@ def test_an_axis_of_zero_beside_an_impossible_one_is_refused() -> None:
 def test_another_dtype_is_refused_when_writing() -> None:
     with pytest.raises(ValueError, match="'v' has dtype int64"):
         encode(Record({"v": Tensor(np.arange(3))}))
+
+
+def outcome(reader: Callable[..., Iterator[Record]], data: bytes, **options: Any) -> list[Any]:
+    """Records, faults and their places, in order."""
+    seen: list[Any] = []
+    try:
+        seen.extend(
+            map(plain_record, reader(io.BytesIO(data), "x.rec", on_bad=lambda *fault: seen.append(fault), **options))
+        )
+    except InvalidBody as error:
+        seen.append(str(error))
+    return seen
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_blocks_give_what_one_record_after_the_other_gives(draw: st.DataObject) -> None:
+    """Runs of usual records, broken by any others, then damaged."""
+    usual = st.sampled_from(
+        [
+            *decode_body((FIXTURES / "sdk_sparse_float32.rec").read_bytes()),
+            *decode_body((FIXTURES / "sdk_dense_int32.rec").read_bytes()),
+            Record({"source": Tensor(np.array([1, 300, -70_000], np.int32)), "target": Tensor(np.zeros(0, np.int32))}),
+            Record(
+                {"a": floats(1), "b": Tensor(np.ones(2, np.float64), None, (2, 1)), "c": floats()}, {"d": floats(2)}
+            ),
+        ]
+    )
+    written = draw.draw(st.lists(usual | records, min_size=1, max_size=12))
+    data = bytearray(encode_body(written))
+    for _ in range(draw.draw(st.integers(0, 2))):
+        data[draw.draw(st.integers(0, len(data) - 1))] ^= draw.draw(st.integers(1, 255))
+    options: dict[str, Any] = draw.draw(
+        st.sampled_from([{}, {"skip_bad": True}, {"max_record": 60}, {"start": 8}, {"stop": 40}])
+    )
+
+    assert outcome(read, bytes(data), **options) == outcome(partial(read_decoded, decode), bytes(data), **options)
+
+
+def test_no_record_keeps_the_block_that_it_came_in() -> None:
+    stream = io.BytesIO(encode_body([Record({"v": floats(1, 2, 3)})] * 2000))
+
+    assert all(tensor_in(found.features, "v").values.base is None for found in read(stream))
+
+
+def test_a_number_that_is_none_keeps_its_bits() -> None:
+    """A signalling NaN would become a quiet one on its way through a C double."""
+    bits = np.array([0x7F800001, 0xFFC12345], np.uint32)
+    data = encode_body([Record({"v": Tensor(np.zeros(2, np.float32))})]).replace(bytes(8), bits.tobytes())
+
+    assert tensor_in(decode_body(data)[0].features, "v").values.view(np.uint32).tolist() == bits.tolist()
+    assert [tensor_in(r.features, "v").values.view(np.uint32).tolist() for r in read(io.BytesIO(data))] == [
+        bits.tolist()
+    ]
 
 
 def test_skip_bad_passes_over_records_that_are_not_protobuf() -> None:

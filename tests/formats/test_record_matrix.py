@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.errors import InvalidBody
-from formats.record import Record, Tensor, dense, encode_body, read, tensor_in
+from formats.record import Record, Tensor, decode, dense, encode_body, tensor_in
 from formats.record_matrix import Rows, read_matrix
-from formats.recordio import encode_record
+from formats.recordio import encode_record, read_decoded
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -23,7 +23,7 @@ def joined(data: bytes) -> Rows:
 
 
 def one_by_one(data: bytes) -> Rows:
-    records = list(read(io.BytesIO(data)))
+    records = list(read_decoded(decode, io.BytesIO(data)))
     rows = np.stack([dense(tensor_in(r.features, "values")).astype(np.float32) for r in records])
     labels = [tensor_in(r.label, "values").values for r in records if r.label]
     return Rows(rows, np.concatenate(labels).astype(np.float32) if labels else None)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.errors import InvalidBody
-from formats.record import BytesValue, Feature, Record, Tensor, encode, encode_body, read, tensor_in
+from formats.record import BytesValue, Feature, Record, Tensor, decode, encode, encode_body, tensor_in
 from formats.record_sparse import SparseRows, read_sparse
-from formats.recordio import encode_record
+from formats.recordio import encode_record, read_decoded
 
 FIXTURES = Path(__file__).parent / "fixtures"
 Row = tuple[int, str, list[tuple[int, float]], Any]
@@ -34,9 +34,9 @@ def in_bulk(data: bytes) -> list[Row]:
 
 
 def one_by_one(data: bytes) -> list[Row]:
-    """The plain reference: `record.read`, and the reader's rules in plain words."""
+    """The plain reference: the ordinary decoder, and the reader's rules in plain words."""
     rows: list[Row] = []
-    for found in read(io.BytesIO(data), "x.rec"):
+    for found in read_decoded(decode, io.BytesIO(data), "x.rec"):
         try:
             rows.append(plain_row(found, rows[0] if rows else None))
         except InvalidBody as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from formats.errors import InvalidBody
 from formats.record import dense
 from formats.record_lists import read_lists
 from formats.record_matrix import read_matrix
-from formats.recordio import encode_record, read_records, shard_bounds
+from formats.record_sparse import read_sparse
+from formats.recordio import encode_record, read_decoded, read_records, shard_bounds
 
 __all__ = ["SEEDS", "TARGETS"]
 
@@ -49,6 +51,26 @@ def protobuf(data: bytes) -> None:
                 dense(feature, max_elements=_FEW)
 
 
+def _one_by_one(data: bytes) -> Iterator[record.Record]:
+    """Without any reading in bulk."""
+    return read_decoded(record.decode, io.BytesIO(data))
+
+
+def protobuf_records(data: bytes) -> None:
+    """Reading in blocks gives the records, the faults and their places that reading one by one gives."""
+    for skip in (False, True):
+        assert _told(record.read, data, skip) == _told(partial(read_decoded, record.decode), data, skip)
+
+
+def _told(reader: Callable[..., Iterator[record.Record]], data: bytes, skip: bool) -> list[object]:
+    seen: list[object] = []
+    try:
+        seen.extend(map(record.encode, reader(io.BytesIO(data), skip_bad=skip, on_bad=lambda *bad: seen.append(bad))))
+    except InvalidBody as error:
+        seen.append(str(error))
+    return seen
+
+
 def protobuf_matrix(data: bytes) -> None:
     """Bulk reading gives what reading record by record gives."""
     try:
@@ -56,7 +78,7 @@ def protobuf_matrix(data: bytes) -> None:
     except InvalidBody:
         return
     rows = np.concatenate([block.features for block in blocks])
-    each = [dense(record.tensor_in(r.features, "values")).ravel() for r in record.read(io.BytesIO(data))]
+    each = [dense(record.tensor_in(r.features, "values")).ravel() for r in _one_by_one(data)]
     assert np.array_equal(rows, np.stack(each).astype(np.float32), equal_nan=True)
 
 
@@ -66,12 +88,36 @@ def protobuf_lists(data: bytes) -> None:
         blocks = list(read_lists(io.BytesIO(data)))
     except InvalidBody:
         return
-    pairs = [[r.features[side] for side in ("source", "target")] for r in record.read(io.BytesIO(data))]
+    pairs = [[r.features[side] for side in ("source", "target")] for r in _one_by_one(data)]
     for side in range(2):
         values = np.concatenate([block[side].values for block in blocks])
         each = [pair[side].values for pair in pairs if isinstance(pair[side], record.Tensor)]
         assert np.array_equal(values, np.concatenate(each))
         assert sum(len(block[side].offsets) - 1 for block in blocks) == len(pairs)
+
+
+def protobuf_sparse(data: bytes) -> None:
+    """Bulk reading gives what reading record by record gives, and its arrays are sound."""
+    try:
+        blocks = list(read_sparse(io.BytesIO(data)))
+    except InvalidBody:
+        return
+    records = _one_by_one(data)
+    for block in blocks:
+        assert block.indptr[0] == 0
+        assert block.indptr[-1] == len(block.indices) == len(block.data)
+        assert block.labels is None or len(block.labels) == len(block.indptr) - 1
+        for number, (begin, end) in enumerate(pairwise(block.indptr.tolist())):
+            found = next(records)
+            tensor = record.tensor_in(found.features, "values")
+            keys = range(len(tensor.values)) if tensor.keys is None else tensor.keys.tolist()
+            last = dict(zip(keys, range(len(tensor.values)), strict=True))
+            assert block.indices[begin:end].tolist() == sorted(last)
+            assert block.data[begin:end].tobytes() == tensor.values[[last[key] for key in sorted(last)]].tobytes()
+            if block.labels is not None:
+                label = record.tensor_in(found.label, "values").values
+                assert block.labels[number : number + 1].tobytes() == label.tobytes()
+    assert next(records, None) is None
 
 
 def images_in_records(data: bytes) -> None:
@@ -127,6 +173,19 @@ def _pairs_seed() -> bytes:
     )
 
 
+def _sparse_seeds() -> list[bytes]:
+    def row(values: list[float], keys: list[int], dtype: str, label: str | None) -> record.Record:
+        tensor = record.Tensor(np.array(values, dtype), np.array(keys, np.uint64), (100_000,))
+        labels = {} if label is None else {"values": record.Tensor(np.ones(1, label))}
+        return record.Record({"values": tensor}, labels)
+
+    rows = [([1.5, -2.0, 3.0], [3, 700, 70_000]), ([], []), ([300.0] * 60, list(range(60))), ([1.0, 2.0], [9, 9])]
+    return [
+        record.encode_body(row(*values, dtype, label) for values in rows)
+        for dtype, label in (("<f4", "<f4"), ("<f8", "<i4"), ("<i4", None))
+    ]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "image": image,
     "image_list": image_list,
@@ -137,6 +196,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "protobuf": protobuf,
     "protobuf_lists": protobuf_lists,
     "protobuf_matrix": protobuf_matrix,
+    "protobuf_records": protobuf_records,
+    "protobuf_sparse": protobuf_sparse,
     "recordio": recordio,
 }
 
@@ -158,5 +219,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "protobuf": lambda: [raw.payload for data in _records() for raw in read_records(io.BytesIO(data))],
     "protobuf_lists": lambda: [_pairs_seed()],
     "protobuf_matrix": lambda: [(_FIXTURES / "sdk_dense_float32.rec").read_bytes() * 3, *_records()],
+    "protobuf_records": lambda: [*_records(), _pairs_seed(), *_sparse_seeds()],
+    "protobuf_sparse": lambda: [(_FIXTURES / "sdk_sparse_float32.rec").read_bytes() * 3, *_sparse_seeds()],
     "recordio": lambda: [*_records(), encode_record(b"a" * 30) * 3],
 }

@@ -17,7 +17,7 @@ from formats.images import encode_png
 from model_store.manifest import Batching, Golden, Manifest, Mode, TensorSpec
 from trainers.checkpoints import load
 from trainers.image_classification.model import build
-from trainers.image_classification.train import MODEL_WEIGHTS
+from trainers.image_classification.start import MODEL_WEIGHTS
 from trainers.job import ClientError
 
 __all__ = ["InferenceGraph", "write_bundle"]
@@ -105,6 +105,7 @@ def _load(checkpoint: Path, description: dict[str, Any]) -> InferenceGraph:
         num_layers=description["hyperparameters"]["num_layers"],
         image_shape=(channels, height, width),
         num_classes=description["num_classes"],
+        architecture=description.get("architecture", "resnet_v2"),
     )
     weights = checkpoint / MODEL_WEIGHTS
     try:

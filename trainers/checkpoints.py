@@ -39,8 +39,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_aside(path, lambda file: torch.save(state, file))
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path | IO[bytes], name: str = "") -> dict[str, Any]:
     """Read what `save` wrote, onto the CPU; anything but plain values is refused, so a foreign file cannot run code.
+
+    Args:
+        path: a file, or an open stream, which needs a `name`.
+        name: for error texts.
 
     Raises:
         ClientError: damaged, or not such a file.
@@ -48,5 +52,5 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: zip, unpickling, runtime, end of file
-        raise ClientError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ClientError(f"{name or path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
     return state

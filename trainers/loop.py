@@ -16,11 +16,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from trainers import checkpoints
+from trainers.distributed import ALONE, World
 from trainers.early_stopping import EarlyStopping
 from trainers.job import ClientError, Job
 from trainers.progress import EpochLog, log
 
-__all__ = ["Best", "Learner", "Plan", "StopRequested", "run"]
+__all__ = ["BatchDone", "Best", "Learner", "Plan", "StopRequested", "run"]
+
+BatchDone = Callable[[int, Callable[[], float]], None]
 
 _OBJECTIVE = "accuracy"
 
@@ -32,17 +35,18 @@ class StopRequested(BaseException):
 class Learner(Protocol):
     """What an algorithm plugs in."""
 
-    def train_epoch(self, epoch: int, batch_done: Callable[[int, float], None]) -> dict[str, float]:
-        """One pass; everything random in it follows from (seed, epoch).
+    def train_epoch(self, epoch: int, batch_done: BatchDone) -> dict[str, float]:
+        """One pass; everything random in it follows from (seed, epoch). The same in all processes.
 
         Args:
             epoch: counted from 0.
-            batch_done: to be called after each batch with its size and the epoch's accuracy so far.
+            batch_done: to be called after each batch with its size and a function that gives the epoch's accuracy so
+                far; a GPU need not be waited for when nobody asks.
         """
         ...
 
     def validate(self) -> dict[str, float]:
-        """Metrics by name; holds `accuracy`, which chooses the best model."""
+        """Metrics by name, the same in all processes; holds `accuracy`, which chooses the best model."""
         ...
 
     def model_state(self) -> dict[str, Tensor]: ...
@@ -75,6 +79,8 @@ class Best:
     metrics: dict[str, float]
     """Under their published names, such as `validation:accuracy`."""
     state: dict[str, Tensor]
+    finished: bool
+    """False after SIGTERM: the same job started again goes on."""
 
 
 @dataclass(slots=True)
@@ -88,33 +94,35 @@ class _History:
         return self.epochs[self.best_epoch][f"validation:{_OBJECTIVE}"] if self.best_epoch >= 0 else float("-inf")
 
 
-def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None) -> Best:
+def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None, world: World = ALONE) -> Best:
     """Train to the end, or to SIGTERM, from the last checkpoint if there is one.
 
-    A process killed at any point leaves the last whole checkpoint; the epochs after it are run again, alike.
+    A process killed at any point leaves the last whole checkpoint; the epochs after it are run again, alike. Of several
+    processes the first one reads and writes files, and gives the others what they need.
 
     Raises:
         ClientError: the checkpoint directory belongs to another run, or is damaged.
     """
-    history = _resume(job, learner, plan)
+    history = _resume(job, learner, plan, world)
     epochs = EpochLog(bar, num_samples=plan.num_samples, epochs=plan.epochs, first_epoch=len(history.epochs))
-    with _stop_on_sigterm() as raise_if_stopped:
+    with _stop_on_sigterm(world) as raise_if_stopped:
 
-        def batch_done(num_samples: int, accuracy: float) -> None:
+        def batch_done(num_samples: int, accuracy: Callable[[], float]) -> None:
             epochs.batch(num_samples, accuracy)
             raise_if_stopped()
 
         try:
             while not history.finished:
-                _one_epoch(job, learner, plan, history, epochs, batch_done)
+                _one_epoch(job, learner, plan, history, epochs, batch_done, world)
                 raise_if_stopped()
         except StopRequested:
             log.info("Stopped by SIGTERM; the same job started again resumes after epoch %d", len(history.epochs) - 1)
     if history.best_epoch < 0:  # stopped within the first epoch: better this model than none
-        return Best(-1, {}, learner.model_state())
-    best = checkpoints.load(_model_file(job, plan, history.best_epoch))
+        return Best(-1, {}, learner.model_state(), finished=False)
+    best = world.from_first(checkpoints.load(_model_file(job, plan, history.best_epoch)) if world.is_first else None)
+    assert best is not None
     metrics = {k: v for k, v in history.epochs[history.best_epoch].items() if ":" in k}
-    return Best(history.best_epoch, metrics, best)
+    return Best(history.best_epoch, metrics, best, history.finished)
 
 
 def _one_epoch(
@@ -123,7 +131,8 @@ def _one_epoch(
     plan: Plan,
     history: _History,
     epochs: EpochLog,
-    batch_done: Callable[[int, float], None],
+    batch_done: BatchDone,
+    world: World,
 ) -> None:
     epoch = len(history.epochs)
     epochs.begin(epoch)
@@ -133,19 +142,27 @@ def _one_epoch(
     epochs.validated(validated)
     row = {"epoch": epoch, "time_s": round(epochs.seconds, 3)}
     row |= {f"train:{k}": v for k, v in trained.items()} | {f"validation:{k}": v for k, v in validated.items()}
+    outdated = history.best_epoch
     improved = validated[_OBJECTIVE] > history.best_value
     history.epochs.append(row)
-    outdated = history.best_epoch
-    if improved:
-        history.best_epoch = epoch
-        log.info("Storing the best model with validation accuracy: %f", validated[_OBJECTIVE])
-        _save_model(_model_file(job, plan, epoch), learner)
-    if plan.checkpoint_frequency and (epoch + 1) % plan.checkpoint_frequency == 0:
-        _save_model(job.output / "model" / _file_name(plan, epoch), learner)
+    history.best_epoch = epoch if improved else outdated
     stop = plan.early_stopping is not None and plan.early_stopping.observe(validated[_OBJECTIVE], epoch + 1)
     if stop:
         log.info("Early stopping: no improvement in %d epochs", plan.early_stopping and plan.early_stopping.patience)
     history.finished = stop or epoch + 1 == plan.epochs
+    if world.is_first:
+        _save(job, learner, plan, history, outdated)
+    world.meet()
+
+
+def _save(job: Job, learner: Learner, plan: Plan, history: _History, outdated: int) -> None:
+    epoch = len(history.epochs) - 1
+    improved = history.best_epoch == epoch
+    if improved:
+        log.info("Storing the best model with validation accuracy: %f", history.best_value)
+        _save_model(_model_file(job, plan, epoch), learner)
+    if plan.checkpoint_frequency and (epoch + 1) % plan.checkpoint_frequency == 0:
+        _save_model(job.model / _file_name(plan, epoch), learner)
     _save_progress(job, learner, plan, history)
     if improved and outdated >= 0:  # only now: until the line above, a kill would have needed the old one
         _model_file(job, plan, outdated).unlink(missing_ok=True)
@@ -176,11 +193,11 @@ def _write_metrics(job: Job, history: _History) -> None:
     checkpoints.write_aside(job.output / "metrics.jsonl", lambda file: file.write(lines.encode()))
 
 
-def _resume(job: Job, learner: Learner, plan: Plan) -> _History:
+def _resume(job: Job, learner: Learner, plan: Plan, world: World) -> _History:
     file = job.checkpoints / "last.pt"
-    if not file.exists():
+    state = world.from_first(checkpoints.load(file) if world.is_first and file.exists() else None)
+    if state is None:
         return _History()
-    state = checkpoints.load(file)
     if state.get("identity") != plan.identity:
         raise ClientError(
             f"{job.checkpoints} holds a run with other hyperparameters or other data; "
@@ -190,7 +207,8 @@ def _resume(job: Job, learner: Learner, plan: Plan) -> _History:
     if plan.early_stopping and state["early_stopping"]:
         plan.early_stopping.best, plan.early_stopping.epochs_without_improvement = state["early_stopping"]
     history = _History(state["history"], state["best_epoch"], state["finished"])
-    _write_metrics(job, history)
+    if world.is_first:
+        _write_metrics(job, history)
     log.info("Resumed from %s after epoch %d", file, len(history.epochs) - 1)
     return history
 
@@ -204,15 +222,18 @@ def _model_file(job: Job, plan: Plan, epoch: int) -> Path:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[Callable[[], None]]:
-    """Gives a function that raises `StopRequested` once SIGTERM has arrived: the signal never interrupts a write."""
+def _stop_on_sigterm(world: World) -> Iterator[Callable[[], None]]:
+    """Gives a function that raises `StopRequested` once SIGTERM has arrived: the signal never interrupts a write.
+
+    All processes ask at the same places, and all stop at the same one, whichever the signal has reached.
+    """
     arrived = threading.Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         arrived.set()
 
     def raise_if_arrived() -> None:
-        if arrived.is_set():
+        if world.any(arrived.is_set()):
             raise StopRequested
 
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone

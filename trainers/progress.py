@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -38,12 +38,15 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def speaking() -> Iterator[Progress | None]:
-    """Send the trainer's log to standard error while inside; gives the bar when that is a terminal."""
+def speaking(rank: int = 0) -> Iterator[Progress | None]:
+    """Send the trainer's log to standard error while inside; gives the bar when that is a terminal.
+
+    Of several processes the first one speaks; the others tell errors alone.
+    """
     console = Console(stderr=True)
     bar = None
     handler: logging.Handler
-    if console.is_terminal:
+    if console.is_terminal and rank == 0:
         columns = (TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
         bar = Progress(*columns, console=console)
         handler = _ConsoleHandler(console)
@@ -53,7 +56,7 @@ def speaking() -> Iterator[Progress | None]:
         handler.setFormatter(logging.Formatter(_LINE, _DATE))
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.ERROR if rank else logging.INFO)
     try:
         yield bar
     finally:
@@ -82,8 +85,8 @@ class EpochLog:
         if self._bar and self._line is not None:
             self._bar.update(self._line, description=f"epoch {epoch}")
 
-    def batch(self, num_samples: int, accuracy: float) -> None:
-        """One training batch is done; `accuracy` is the epoch's so far."""
+    def batch(self, num_samples: int, accuracy: Callable[[], float]) -> None:
+        """One training batch is done; `accuracy` is the epoch's so far, asked for only when a line is due."""
         self._num_batches += 1
         self._window_samples += num_samples
         if self._bar and self._line is not None:
@@ -96,7 +99,7 @@ class EpochLog:
                 self._epoch,
                 self._num_batches - 1,
                 speed,
-                accuracy,
+                accuracy(),
             )
             self._window_started, self._window_samples = now, 0
 

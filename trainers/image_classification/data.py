@@ -1,256 +1,427 @@
-"""Image channels: a `.lst` and the files it names, decoded once and kept in memory as long as they fit."""
+"""Channels of images with labels, in File and Pipe mode, and the batches that are made of them."""
 
 # B batch, H height, W width, K classes
 
 from __future__ import annotations
 
 import json
-import logging
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from formats import manifests
+from formats.content_types import media_type_of
 from formats.errors import InvalidBody
-from formats.images import decode, resize
-from formats.lst import ListEntry, read_lst
-from trainers.image_classification.augment import NUM_DRAWS, augment, centre_crop
+from formats.images import decode, resize, size_of
+from formats.source import shuffled
+from trainers.distributed import World
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.job import ClientError, Job
+from trainers.progress import log
+from trainers.vision.augment import NUM_DRAWS, augment, centre_crop
+from trainers.vision.loader import Loader, usable_cores
+from trainers.vision.sources import Labelled, ListedFiles, PipedImages, StoredImages, form_of, open_pipe, open_stored
 
-__all__ = ["ImageSet", "open_channel", "train_batches", "validation_batches"]
-
-_log = logging.getLogger("penstock.train")
+__all__ = ["CACHE_BYTES", "Batch", "Batches", "ImageChannel", "open_channel"]
 
 Pixels = NDArray[np.uint8]
-Batch = tuple[Tensor, Tensor]
-"""Images (B, 3, H, W) uint8, and labels: (B,) int64, or (B, K) float32 of 0 and 1 with `multi_label`."""
-_Maker = Callable[[NDArray[np.int64]], Batch | None]
+Label = int | NDArray[np.float32]
+Item = tuple[bytes, Label, str]
+T = TypeVar("T")
 
 CACHE_BYTES = 1 << 30
 """Decoded images beyond this, over both channels, are decoded again in each epoch."""
-_LISTED = 10  # missing files named in one message
 _LARGEST_BAD_SHARE = 0.01
-_THREADS = 4  # decoding releases the interpreter lock
-_BATCHES_AHEAD = 4
+_TRIES = 100  # images in a row that may be undecodable
+_SHUFFLE_BUFFER = 1024  # encoded images of a pipe
+_MEASURED = 64  # images whose headers tell how much memory all would take
+_CACHING_THREADS = 4
+
+
+class Batch(NamedTuple):
+    image: Tensor
+    """(B, 3, H, W) uint8; channels last in memory."""
+    label: Tensor
+    """(B,) int64, or (B, K) float32 of 0 and 1 with `multi_label`."""
+    bad: tuple[tuple[str, str], ...] = ()
+    """Place and fault of images that could not be decoded and are not in the batch."""
+
+
+class _Stored(NamedTuple):
+    """A request for images by number."""
+
+    channel: Literal["train", "validation"]
+    indices: NDArray[np.int64]
+    draws: NDArray[np.float32] | None
+    """(B, NUM_DRAWS); None for validation."""
+
+
+class _Carried(NamedTuple):
+    """A request that carries what came through a pipe."""
+
+    channel: Literal["train", "validation"]
+    items: list[Item]
+    draws: NDArray[np.float32] | None
+    """(B, NUM_DRAWS); None for validation."""
 
 
 @dataclass(slots=True)
-class ImageSet:
-    """The images of one channel."""
+class ImageChannel:
+    """The images of one channel; of a pipe there are neither labels nor length."""
 
     name: str
-    directory: Path
-    entries: list[ListEntry]
+    source: StoredImages | PipedImages
     labels: NDArray[np.int64] | NDArray[np.float32]
     """(N,) class indices, or (N, K) of 0 and 1."""
     class_names: list[str] | None
     shape: tuple[int, int]
     """Height and width of the network's input."""
-    shortest_side: int
+    shortest_side: int | None
+    """None leaves images in their own size."""
+    label_of: Callable[[Labelled], Label]
     cached: dict[int, Pixels] = field(default_factory=dict)
-    unreadable: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.labels)
+
+    @property
+    def stored(self) -> StoredImages:
+        assert not isinstance(self.source, PipedImages)
+        return self.source
+
+    @property
+    def is_pipe(self) -> bool:
+        return isinstance(self.source, PipedImages)
+
+    def decoded_bytes(self) -> int:
+        """About how much memory all images would take when they are decoded and resized."""
+        some = np.linspace(0, len(self) - 1, min(_MEASURED, len(self)), dtype=np.int64)
+        sizes: list[int] = []
+        for index in some.tolist():
+            try:
+                height, width = self._resized(size_of(self.stored.read(index)))
+                sizes.append(3 * height * width)
+            except (InvalidBody, OSError):
+                continue  # found and told when it is decoded
+        return int(np.mean(sizes or [0]) * len(self))
 
     def fill_cache(self, budget_bytes: int) -> int:
         """Decode images until the budget is spent; returns what is left of it."""
-        for index in range(len(self)):
-            if budget_bytes <= 0:
-                break
-            pixels = self._read(index)
-            if pixels is not None:
-                self.cached[index] = pixels
-                budget_bytes -= pixels.nbytes
+        with ThreadPoolExecutor(_CACHING_THREADS) as pool:
+            for start in range(0, len(self), _MEASURED):
+                numbers = range(start, min(start + _MEASURED, len(self)))
+                for index, pixels in zip(numbers, pool.map(self._pixels_or_none, numbers), strict=True):
+                    if budget_bytes <= 0:
+                        return 0
+                    if pixels is not None:
+                        self.cached[index] = pixels
+                        budget_bytes -= pixels.nbytes
         return budget_bytes
 
-    def pixels(self, index: int) -> Pixels | None:
-        """(h, w, 3) with its shortest side at `shortest_side`; None for an undecodable file.
+    def pixels(self, index: int) -> Pixels:
+        """(h, w, 3), resized as `prepare` says.
 
         Raises:
-            ClientError: the image is smaller than the network's input, or too many files are undecodable.
+            InvalidBody: it cannot be decoded.
+            ClientError: it is smaller than the network's input.
         """
         cached = self.cached.get(index)
-        return self._read(index) if cached is None else cached
-
-    def _read(self, index: int) -> Pixels | None:
-        if index in self.unreadable:
-            return None
-        path = self.directory / self.entries[index].path
+        if cached is not None:
+            return cached
         try:
-            pixels = decode(path.read_bytes())
-        except (InvalidBody, OSError) as error:
-            self._skip(index, path, error)
-            return None
-        scale = self.shortest_side / min(pixels.shape[:2])
-        height, width = (max(self.shortest_side, round(side * scale)) for side in pixels.shape[:2])
-        resized = resize(pixels, height, width)
+            data = self.stored.read(index)
+        except OSError as error:
+            raise InvalidBody(f"cannot be read: {error.strerror or error}") from error
+        return self.prepare(data, partial(self.stored.place, index))
+
+    def prepare(self, data: bytes, place: Callable[[], str]) -> Pixels:
+        """Decode, and bring the shortest side to `shortest_side`."""
+        pixels = decode(data)
+        height, width = self._resized(pixels.shape[:2])
         if height < self.shape[0] or width < self.shape[1]:
             raise ClientError(
-                f"Channel '{self.name}': {path} is {height} x {width} (height x width) after resize, "
+                f"Channel '{self.name}': {place()} is {height} x {width} (height x width) after resize, "
                 f"smaller than image_shape {self.shape[0]} x {self.shape[1]}."
             )
-        return resized
+        return resize(pixels, height, width)
 
-    def _skip(self, index: int, path: Path, error: Exception) -> None:
-        self.unreadable.add(index)
-        _log.warning("Channel '%s': %s is skipped: %s", self.name, path, error)
-        if len(self.unreadable) > _LARGEST_BAD_SHARE * len(self):
-            raise ClientError(
-                f"Channel '{self.name}': {len(self.unreadable)} of {len(self)} images cannot be decoded, more than "
-                f"{_LARGEST_BAD_SHARE:.0%}; the last one is {path}: {error}"
-            ) from error
+    def _resized(self, size: tuple[int, ...]) -> tuple[int, int]:
+        if self.shortest_side is None:
+            return size[0], size[1]
+        scale = self.shortest_side / min(size)
+        height, width = (max(self.shortest_side, round(side * scale)) for side in size)
+        return height, width
+
+    def _pixels_or_none(self, index: int) -> Pixels | None:
+        try:
+            return self.pixels(index)
+        except InvalidBody:
+            return None
 
 
-def open_channel(job: Job, name: str, wanted: Hyperparameters) -> ImageSet:
-    """Read a channel's list and check all that can be checked without decoding.
+def open_channel(job: Job, name: str, wanted: Hyperparameters) -> ImageChannel:
+    """Find a channel's images and labels, and check all that can be checked without decoding.
 
     Raises:
-        ClientError: the list is missing, malformed or speaks of files that are not there; labels do not fit.
+        ClientError: missing or malformed data; labels that do not fit.
     """
-    directory = job.channel(name)
-    list_file = _find_list(job, name, directory)
-    try:
-        entries = list(read_lst(list_file))
-    except InvalidBody as error:
-        raise ClientError(f"Invalid lst file in the {name} channel. {error}") from error
-    if not entries:
-        raise ClientError(f"Invalid lst file in the {name} channel. {list_file} has no rows.")
-    if wanted.resize is None:
-        raise ClientError("Hyperparameter resize is required with image files: the shortest side before the crop.")
-    labels = (
-        _multi_hot(entries, list_file, wanted) if wanted.multi_label else _classes(entries, name, list_file, wanted)
-    )
-    _check_files(name, directory, entries)
-    class_names = _class_names(directory, entries, wanted)
+    _, parameters = media_type_of(job.settings_of(name).content_type)
+    label_format = parameters.get("label-format", "multi-hot")
+    if label_format not in ("multi-hot", "class-id"):
+        raise ClientError(f"Channel '{name}': label-format={label_format}; expected multi-hot or class-id.")
+    parse = _ReadsLabels(name, wanted.num_classes, wanted.multi_label, label_format)
     shape = (wanted.image_shape[1], wanted.image_shape[2])
-    return ImageSet(name, directory, entries, labels, class_names, shape, wanted.resize)
+    none = np.zeros(0, np.int64)
+    if job.settings_of(name).pipe:
+        return ImageChannel(name, open_pipe(job, name), none, None, shape, wanted.resize, parse)
+    if form_of(job, name) == "images" and wanted.resize is None:
+        raise ClientError("Hyperparameter resize is required with image files: the shortest side before the crop.")
+    stored, found = open_stored(job, name, parse)
+    labels = np.stack(found) if wanted.multi_label else np.array(found, np.int64)
+    class_names = _class_names(job.channel(name), stored, labels, wanted)
+    return ImageChannel(name, stored, labels, class_names, shape, wanted.resize, parse)
 
 
-def train_batches(images: ImageSet, wanted: Hyperparameters, epoch: int) -> Iterator[Batch]:
-    """The shuffled, augmented batches of one epoch, all of them full.
+class Batches:
+    """The batches of one run, for this process.
 
-    Order and augmentation follow from (seed, epoch) alone, so a resumed run sees what an unbroken one would have seen.
-    The last batch is filled up from the epoch's first images, as MXNet's iterator does.
+    Order and augmentation follow from (seed, epoch) alone, so a resumed run sees what an unbroken one would have seen,
+    and several processes together see what one would have seen.
     """
-    random = np.random.default_rng([wanted.seed, epoch])
-    order = random.permutation(len(images))
-    order = np.concatenate([order, order[: -len(order) % wanted.mini_batch_size]])
-    draws = random.random((len(images), NUM_DRAWS), dtype=np.float32)
-    height, width = images.shape
 
-    def make(indices: NDArray[np.int64]) -> Batch | None:
-        made = ((i, images.pixels(i)) for i in indices.tolist())
-        kept = [
-            (i, augment(pixels, wanted.augmentation_type, draws[i], height, width))
-            for i, pixels in made
-            if pixels is not None
-        ]
-        return _batch(images, kept)
+    def __init__(self, train: ImageChannel, validation: ImageChannel, wanted: Hyperparameters, world: World) -> None:
+        self._train, self._validation, self._wanted, self._world = train, validation, wanted, world
+        self._bad: dict[str, set[str]] = {train.name: set(), validation.name: set()}
+        self.size = wanted.mini_batch_size * world.num_hosts
+        """Images per update, over all processes."""
+        num_workers = _choose_workers(train, wanted, world)
+        if num_workers == 0:
+            budget = CACHE_BYTES // world.local_size
+            for channel in (train, validation):
+                if not channel.is_pipe:
+                    budget = channel.fill_cache(budget)
+        maker = _Maker(train, validation, wanted.augmentation_type, wanted.crop_padding)
+        self._loader: Loader[_Stored | _Carried, Batch] = Loader(
+            maker, num_workers=num_workers, pinned=world.device.type == "cuda"
+        )
 
-    yield from _ahead(make, order, wanted.mini_batch_size)
+    @property
+    def per_epoch(self) -> int:
+        num_samples = self._wanted.num_training_samples if self._train.is_pipe else len(self._train)
+        return -(-num_samples // self.size)
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """The shuffled, augmented batches of one epoch, all of them full.
+
+        The last one is filled up from the epoch's first images, as MXNet's iterator does.
+
+        Raises:
+            ClientError: too many undecodable images, too small ones, or a pipe with fewer images than a batch.
+        """
+        make = self._piped_train if self._train.is_pipe else self._stored_train
+        yield from self._told(self._train, make(epoch))
+
+    def validation(self) -> Iterator[Batch]:
+        """This process's part of the images, in their order, centre crop; the last batch may be smaller."""
+        size, rank, num_ranks = self._wanted.mini_batch_size, self._world.rank, self._world.size
+        requests: Iterator[_Stored | _Carried]
+        if self._validation.is_pipe:
+            mine = islice(_items(self._validation), rank, None, num_ranks)
+            requests = (_Carried("validation", items, None) for items in _groups(mine, size))
+        else:
+            order = np.arange(rank, len(self._validation), num_ranks)
+            parts = (order[start : start + size] for start in range(0, len(order), size))
+            requests = (_Stored("validation", part, None) for part in parts)
+        yield from self._told(self._validation, requests)
+
+    def _stored_train(self, epoch: int) -> Iterator[_Stored]:
+        random = np.random.default_rng([self._wanted.seed, epoch])
+        order = random.permutation(len(self._train))
+        order = np.concatenate([order, order[: -len(order) % self.size]])
+        draws = random.random((len(self._train), NUM_DRAWS), dtype=np.float32)
+        for start in range(0, len(order), self.size):
+            mine = self._world.share(order[start : start + self.size])
+            yield _Stored("train", mine, draws[mine])
+
+    def _piped_train(self, epoch: int) -> Iterator[_Carried]:
+        random = np.random.default_rng([self._wanted.seed, epoch])
+        items = shuffled(_items(self._train), _SHUFFLE_BUFFER, self._wanted.seed, epoch)
+        first: list[Item] = []
+        for group in _groups(items, self.size):
+            first = first or group
+            if len(first) < self.size:
+                raise ClientError(_too_few(len(first), self.size))
+            full = group + first[: self.size - len(group)]
+            mine = self._world.share(np.arange(self.size))
+            draws = random.random((self.size, NUM_DRAWS), dtype=np.float32)
+            yield _Carried("train", [full[at] for at in mine.tolist()], draws[mine])
+
+    def _told(self, channel: ImageChannel, requests: Iterable[_Stored | _Carried]) -> Iterator[Batch]:
+        """The batches, with a word about each image that could not be decoded."""
+        bad = self._bad[channel.name]
+        for batch in self._loader.run(requests):
+            for place, fault in batch.bad:
+                if place in bad:
+                    continue
+                bad.add(place)
+                log.warning("Channel '%s': %s is skipped: %s", channel.name, place, fault)
+                all_of_them = self._wanted.num_training_samples if channel.is_pipe else len(channel)
+                if len(bad) > _LARGEST_BAD_SHARE * all_of_them:
+                    raise ClientError(
+                        f"Channel '{channel.name}': {len(bad)} of {all_of_them} images cannot be decoded, more than "
+                        f"{_LARGEST_BAD_SHARE:.0%}; the last one is {place}: {fault}"
+                    )
+            if len(batch.label):
+                yield batch
 
 
-def validation_batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in the list's order, centre crop; the last batch may be smaller."""
-    height, width = images.shape
+@dataclass(slots=True)
+class _Maker:
+    """Makes batches; a copy of it works in each process of the loader."""
 
-    def make(indices: NDArray[np.int64]) -> Batch | None:
-        made = ((i, images.pixels(i)) for i in indices.tolist())
-        return _batch(images, [(i, centre_crop(pixels, height, width)) for i, pixels in made if pixels is not None])
+    train: ImageChannel
+    validation: ImageChannel
+    augmentation_type: str | None
+    padding: int
 
-    yield from _ahead(make, np.arange(len(images)), batch_size)
+    def __call__(self, request: _Stored | _Carried) -> Batch:
+        channel = self.train if request.channel == "train" else self.validation
+        bad: list[tuple[str, str]] = []
+        made = self._stored(channel, request, bad) if isinstance(request, _Stored) else _carried(channel, request, bad)
+        height, width = channel.shape
+        images, labels = [], []
+        for at, (pixels, label) in made:
+            if request.draws is None:
+                images.append(centre_crop(pixels, height, width))
+            else:
+                draws = request.draws[at]
+                images.append(augment(pixels, self.augmentation_type, draws, height, width, self.padding))
+            labels.append(label)
+        if not images:
+            return Batch(torch.empty(0), torch.empty(0), tuple(bad))
+        # a view: NHWC in memory is torch's channels_last
+        stacked_B3HW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return Batch(stacked_B3HW, torch.from_numpy(np.array(labels)), tuple(bad))
+
+    def _stored(
+        self, channel: ImageChannel, request: _Stored, bad: list[tuple[str, str]]
+    ) -> Iterator[tuple[int, tuple[Pixels, Label]]]:
+        for at, index in enumerate(request.indices.tolist()):
+            # training batches stay full: in place of an undecodable image comes the next one
+            tries = 1 if request.channel == "validation" else min(_TRIES, len(channel))
+            for number in (np.arange(index, index + tries) % len(channel)).tolist():
+                try:
+                    yield at, (channel.pixels(number), channel.labels[number])
+                except InvalidBody as error:
+                    bad.append((channel.stored.place(number), str(error)))
+                else:
+                    break
 
 
-def _ahead(make: _Maker, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-    """Make batches on threads, in order, a few ahead of their use; memory stays flat."""
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="images") as pool:
-        waiting: deque[Future[Batch | None]] = deque()
+def _carried(
+    channel: ImageChannel, request: _Carried, bad: list[tuple[str, str]]
+) -> Iterator[tuple[int, tuple[Pixels, Label]]]:
+    last: tuple[Pixels, Label] | None = None
+    missing = 0
+    for at, (data, label, place) in enumerate(request.items):
         try:
-            for start in range(0, len(order), batch_size):
-                waiting.append(pool.submit(make, order[start : start + batch_size]))
-                if len(waiting) > _BATCHES_AHEAD and (batch := waiting.popleft().result()):
-                    yield batch
-            while waiting:
-                if batch := waiting.popleft().result():
-                    yield batch
-        finally:
-            for future in waiting:
-                future.cancel()
+            last = channel.prepare(data, partial(str, place)), label
+        except InvalidBody as error:
+            bad.append((place, str(error)))
+            missing += 1
+            continue
+        yield at, last
+    if last is not None and request.channel == "train":  # batches stay full
+        yield from ((at, last) for at in range(missing))
 
 
-def _batch(images: ImageSet, kept: list[tuple[int, Pixels]]) -> Batch | None:
-    if not kept:
-        return None
-    stacked_BHW3 = torch.from_numpy(np.stack([pixels for _, pixels in kept]))
-    labels = torch.from_numpy(images.labels[[index for index, _ in kept]])
-    return stacked_BHW3.permute(0, 3, 1, 2), labels  # a view: NHWC in memory is torch's channels_last
+@dataclass(frozen=True, slots=True)
+class _ReadsLabels:
+    """Raw labels to a class index, or to a vector of 0 and 1; can be pickled."""
 
+    channel: str
+    num_classes: int
+    multi_label: bool
+    label_format: str
 
-def _find_list(job: Job, name: str, directory: Path) -> Path:
-    own = job.channels.get(f"{name}_lst")
-    searched = directory if own is None else job.channel(f"{name}_lst")
-    _log.info("Searching for .lst files in %s.", searched)
-    lists = sorted(searched.rglob("*.lst"))
-    if len(lists) == 1:
-        return lists[0]
-    if lists:
-        names = ", ".join(path.name for path in lists)
-        raise ClientError(
-            f"Channel '{name}': {searched} holds {len(lists)} .lst files ({names}); expected exactly one."
-        )
-    if any(directory.glob("*.rec")):
-        raise ClientError(f"Channel '{name}': {directory} holds RecordIO; only images with a .lst are supported yet.")
-    if any(directory.glob("*.manifest")) or any(directory.glob("*.jsonl")):
-        raise ClientError(
-            f"Channel '{name}': {directory} holds an augmented manifest; only images with a .lst are supported yet."
-        )
-    raise ClientError(f"Channel '{name}': no .lst file in {searched}, and no channel '{name}_lst' with one.")
+    def __call__(self, raw: Labelled) -> Label:
+        if isinstance(raw.label, str):
+            return self._of_text(raw.label, raw.place)
+        return self._of_many(raw.label, raw.place) if self.multi_label else self._of_one(raw)
 
+    def _of_text(self, text: str, place: str) -> Label:
+        try:
+            if not self.multi_label:
+                return manifests.class_of(text, self.num_classes)
+            form: manifests.LabelFormat = "class-id" if self.label_format == "class-id" else "multi-hot"
+            return manifests.classes_of(text, self.num_classes, form)
+        except InvalidBody as error:
+            raise ClientError(f"{place}: {error}") from error
 
-def _classes(entries: list[ListEntry], name: str, list_file: Path, wanted: Hyperparameters) -> NDArray[np.int64]:
-    for row, entry in enumerate(entries, start=1):
-        if len(entry.labels) != 1:
+    def _of_one(self, raw: Labelled) -> int:
+        assert not isinstance(raw.label, str)
+        if len(raw.label) != 1:
+            invalid = f"Invalid lst file in the {self.channel} channel. " if raw.listed else ""
+            raise ClientError(f"{invalid}{raw.place} has {len(raw.label)} labels; expected 1, or multi_label=1.")
+        label = float(raw.label[0])
+        if label != int(label) or not 0 <= label < self.num_classes:
             raise ClientError(
-                f"Invalid lst file in the {name} channel. {list_file}, row {row} ({entry.path}) has "
-                f"{len(entry.labels)} labels; expected 1, or multi_label=1."
+                f"{raw.place}: label {label:g} is not a class index from 0 to num_classes - 1 ({self.num_classes - 1})."
             )
-        label = entry.labels[0]
-        if label != int(label) or not 0 <= label < wanted.num_classes:
+        return int(label)
+
+    def _of_many(self, labels: NDArray[np.float32], place: str) -> NDArray[np.float32]:
+        if len(labels) != self.num_classes:
             raise ClientError(
-                f"{list_file}, row {row} ({entry.path}): label {label:g} is not a class index "
-                f"from 0 to num_classes - 1 ({wanted.num_classes - 1})."
+                f"Mismatch between number of labels in the multi-label data ({len(labels)}) and the num_classes "
+                f"parameter ({self.num_classes}). First at {place}."
             )
-    return np.array([int(entry.labels[0]) for entry in entries], np.int64)
+        if not np.isin(labels, (0, 1)).all():
+            raise ClientError(f"{place}: labels must be 0 or 1 for each class.")
+        return labels
 
 
-def _multi_hot(entries: list[ListEntry], list_file: Path, wanted: Hyperparameters) -> NDArray[np.float32]:
-    for row, entry in enumerate(entries, start=1):
-        if len(entry.labels) != wanted.num_classes:
-            raise ClientError(
-                f"Mismatch between number of labels in the multi-label data ({len(entry.labels)}) and the num_classes "
-                f"parameter ({wanted.num_classes}). First at {list_file}, row {row} ({entry.path})."
-            )
-        if not set(entry.labels) <= {0.0, 1.0}:
-            raise ClientError(f"{list_file}, row {row} ({entry.path}): labels must be 0 or 1 for each class.")
-    return np.array([entry.labels for entry in entries], np.float32)
+def _choose_workers(train: ImageChannel, wanted: Hyperparameters, world: World) -> int:
+    """Processes of the input pipeline; 0 for threads of this one."""
+    if wanted.input_workers is not None:
+        return min(wanted.input_workers, usable_cores())
+    # on a CPU the network itself takes all cores; a process more would not add any
+    if world.device.type == "cpu":
+        return 0
+    in_memory = not train.is_pipe and train.decoded_bytes() * world.local_size <= CACHE_BYTES
+    return 0 if in_memory else max(1, usable_cores() // world.local_size - 1)
 
 
-def _check_files(name: str, directory: Path, entries: list[ListEntry]) -> None:
-    missing = [entry.path for entry in entries if not (directory / entry.path).is_file()]
-    if missing:
-        shown = ", ".join(missing[:_LISTED])
-        raise ClientError(f"Channel '{name}': {len(missing)} files of the list are not in {directory}, first: {shown}.")
+def _items(channel: ImageChannel) -> Iterator[Item]:
+    assert isinstance(channel.source, PipedImages)
+    for data, raw in channel.source.epoch():
+        yield data, channel.label_of(raw), raw.place
 
 
-def _class_names(directory: Path, entries: list[ListEntry], wanted: Hyperparameters) -> list[str] | None:
+def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def _too_few(number: int, size: int) -> str:
+    return (
+        "The number of input images must be bigger or equal to the mini_batch_size. "
+        f"There are {number}, and mini_batch_size is {size} over all machines."
+    )
+
+
+def _class_names(
+    directory: Path, stored: StoredImages, labels: NDArray[np.int64] | NDArray[np.float32], wanted: Hyperparameters
+) -> list[str] | None:
     """From `labels.json` (a list of names) beside the images, or from one directory per class."""
     file = directory / "labels.json"
     if file.is_file():
@@ -263,11 +434,11 @@ def _class_names(directory: Path, entries: list[ListEntry], wanted: Hyperparamet
         ):
             raise ClientError(f"{file}: expected a list of {wanted.num_classes} names (num_classes).")
         return names
-    if wanted.multi_label:
+    if wanted.multi_label or not isinstance(stored, ListedFiles):
         return None
     by_class: dict[int, set[str]] = {}
-    for entry in entries:
-        by_class.setdefault(int(entry.labels[0]), set()).add(entry.path.partition("/")[0] if "/" in entry.path else "")
+    for label, path in zip(labels.tolist(), stored.paths, strict=True):
+        by_class.setdefault(label, set()).add(path.partition("/")[0] if "/" in path else "")
     found = [by_class.get(label, set()) for label in range(wanted.num_classes)]
     names = [next(iter(folder)) for folder in found if len(folder) == 1]
     return names if len(set(names)) == wanted.num_classes and "" not in names else None

@@ -8,11 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from trainers.hyperparameter_schema import Flag, Fraction, IntegerList, PositiveInteger, WholeNumber, number
+from trainers.vision.resnet import IMAGENET_DEPTHS
 
-__all__ = ["IMAGENET_DEPTHS", "SMALL_DEPTHS", "Hyperparameters"]
-
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152, 200)
-SMALL_DEPTHS = (20, 32, 44, 56, 110)
+__all__ = ["Hyperparameters"]
 
 _PRETRAINED_SIDE = 224
 
@@ -67,7 +65,7 @@ class Hyperparameters:
     image_shape: ImageShape = (3, 224, 224)
     """`C,H,W` in pixels. C is 3 (colour) or 1 (grey)."""
     kv_store: Literal["dist_sync", "dist_async"] | None = None
-    """How the original's parameter servers agreed; accepted, without effect on one machine."""
+    """How the original's machines agreed. Here they always compute one common update, which is dist_sync."""
     learning_rate: Fraction = 0.1
     """Initial step size."""
     lr_scheduler_factor: Fraction = 0.1
@@ -75,7 +73,7 @@ class Hyperparameters:
     lr_scheduler_step: IntegerList = ()
     """`"10, 20"`: the rate falls when 10, then 20 epochs are done."""
     mini_batch_size: PositiveInteger = 32
-    """Images per update; at most the number of training images."""
+    """Images per update and machine, split over its processes; at most the number of training images."""
     momentum: Fraction = 0.9
     """sgd, nag."""
     multi_label: Flag = False
@@ -87,18 +85,29 @@ class Hyperparameters:
     """18, 34, 50, 101, 152, 200: four stages, as for ImageNet; 20, 32, 44, 56, 110: three thin stages, as for CIFAR."""
     optimizer: Literal["sgd", "adam", "rmsprop", "nag"] = "sgd"
     """nag is sgd with Nesterov's momentum."""
-    precision_dtype: Literal["float32", "float16"] = "float32"
-    """float16: half-precision arithmetic, float32 weights, on a GPU; without effect on a CPU."""
+    precision_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """float16: half-precision arithmetic and scaled loss, float32 weights; bfloat16 (not in the original): likewise,
+    unscaled. A CPU computes both in bfloat16 where it has that, else in float32."""
     resize: PositiveInteger | None = None
-    """Shortest side in pixels before the crop, aspect kept; required with image files, at least max(H, W)."""
+    """Shortest side in pixels before the crop, aspect kept; at least max(H, W). Required with image files; without it,
+    records are taken as they are."""
     top_k: Annotated[int, Field(ge=2), BeforeValidator(number)] | None = None
     """Also report how often the label is among the k most probable classes; at most `num_classes`."""
     use_pretrained_model: Flag = False
-    """1: start from ImageNet weights; needs 224 x 224 and the ImageNet family."""
+    """1: start from the ImageNet weights in channel `weights`; needs 224 x 224 and the ImageNet family."""
     use_weighted_loss: Flag = False
     """1: weigh each class's positives by how rare they are; only with multi_label=1."""
     weight_decay: Fraction = 0.0001
     """L2 penalty on weights; sgd, nag."""
+    lr_scheduler: Literal["step", "cosine", "one_cycle"] = "step"
+    """Not in the original: `cosine` falls to 0, `one_cycle` rises for a fifth of the epochs, then falls to 0; both
+    leave `lr_scheduler_step` aside."""
+    crop_padding: WholeNumber = 0
+    """Not in the original: black pixels around the image before a random crop; 4 is usual for 32 x 32."""
+    label_smoothing: Fraction = 0.0
+    """Not in the original: share of the target that is spread over all classes; single-label."""
+    input_workers: WholeNumber | None = None
+    """Not in the original: processes that decode and augment; 0 for threads. Unset: chosen by device and data."""
     seed: WholeNumber = 0
     """Not in the original: same seed, data and machine give the same model."""
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,101 +15,134 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers import checkpoints, loop
+from trainers import checkpoints, loop, schedules
+from trainers.distributed import World, joined
 from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
-from trainers.image_classification.data import (
-    CACHE_BYTES,
-    ImageSet,
-    open_channel,
-    train_batches,
-    validation_batches,
-)
+from trainers.image_classification.data import Batches, ImageChannel, open_channel
+from trainers.image_classification.evaluation import Evaluation
 from trainers.image_classification.hyperparameters import Hyperparameters
-from trainers.image_classification.model import build
+from trainers.image_classification.start import MODEL_DESCRIPTION, MODEL_WEIGHTS, make_network
 from trainers.job import ClientError, Job
+from trainers.optimizers import make_optimizer
+from trainers.pipes import feeding
+from trainers.precision import Precision
 from trainers.progress import log
+from trainers.vision.loader import usable_cores
+from trainers.vision.resnet import Architecture
 
-__all__ = ["MODEL_DESCRIPTION", "MODEL_WEIGHTS", "train"]
+__all__ = ["Classifier", "Scores", "learning_rate", "train"]
 
-MODEL_WEIGHTS = "model.pt"
-MODEL_DESCRIPTION = "model.json"
 _LARGEST_POSITIVE_WEIGHT = 100.0
+# these change how fast a run is, and nothing of what comes out
+_NOT_OF_THE_IDENTITY = frozenset({"input_workers"})
 
 
 def train(job: Job, bar: Progress | None = None) -> Path:
-    """Returns `job.output / "model"`: `model.pt`, a state dict, and `model.json`, all else that exporters need.
+    """Returns `job.model`: `model.pt`, a state dict, and `model.json`, all else that exporters need.
 
     Raises:
         ClientError: a hyperparameter, a channel or a record is wrong.
     """
     wanted = parse(Hyperparameters, job.hyperparameters)
-    _refuse_what_is_not_there_yet(job, wanted)
-    _announce(wanted)
-    images, validation = _open_channels(job, wanted)
-    # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
-    torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
-    learner = Classifier(wanted, images, validation)
-    plan = loop.Plan(
-        name="image-classification",
-        epochs=wanted.epochs,
-        num_samples=len(images),
-        checkpoint_frequency=wanted.checkpoint_frequency,
-        early_stopping=_early_stopping(wanted),
-        identity=_identity(wanted, images, validation),
-    )
-    best = loop.run(job, learner, plan, bar)
-    return _write_model(job, wanted, images.class_names, best)
+    with joined() as world, feeding(job) as fed:
+        _refuse_what_cannot_be_shared(job, wanted, world)
+        _announce(wanted, world)
+        images, validation = _open_channels(fed, wanted)
+        # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
+        network, architecture = make_network(fed, wanted)
+        batches = Batches(images, validation, wanted, world)
+        learner = Classifier(wanted, network, batches, world, _positive_weights(wanted, images))
+        plan = loop.Plan(
+            name="image-classification",
+            epochs=wanted.epochs,
+            num_samples=batches.per_epoch * batches.size,
+            checkpoint_frequency=wanted.checkpoint_frequency,
+            early_stopping=_early_stopping(wanted),
+            identity=_identity(wanted, images, validation),
+        )
+        best = loop.run(fed, learner, plan, bar, world)
+        if best.finished:
+            _write_evaluation(fed, learner.evaluate(best.state, images.class_names), world)
+        if world.is_first:
+            _write_model(fed, wanted, architecture, images.class_names, best)
+        world.meet()
+    return job.model
 
 
 class Classifier:
     """Network, optimizer and data of one run; see `loop.Learner`."""
 
-    def __init__(self, wanted: Hyperparameters, images: ImageSet, validation: ImageSet) -> None:
-        self._wanted, self._images, self._validation = wanted, images, validation
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.manual_seed(wanted.seed)
-        network = build(num_layers=wanted.num_layers, image_shape=wanted.image_shape, num_classes=wanted.num_classes)
+    def __init__(
+        self,
+        wanted: Hyperparameters,
+        network: nn.Module,
+        batches: Batches,
+        world: World,
+        positive_weight_K: Tensor,
+    ) -> None:
+        self._wanted, self._batches, self._world = wanted, batches, world
+        self._device = world.device
         # images lie in memory as NHWC; measured 1.2 times as fast as NCHW on two cores
         self.network = network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._trained = world.wrap(self.network)
         self._optimizer = make_optimizer(wanted, self.network)
-        self._half = _half_precision(wanted, self._device)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._half is torch.float16)
-        self._positive_weight_K = _positive_weights(wanted, images).to(self._device)
+        self._precision = Precision(wanted.precision_dtype, self._device)
+        self._positive_weight_K = positive_weight_K.to(self._device)
 
-    def train_epoch(self, epoch: int, batch_done: Callable[[int, float], None]) -> dict[str, float]:
-        wanted = self._wanted
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(wanted, epoch)
-        self.network.train()
-        scored, loss_sum = Scores(wanted), 0.0
-        for image_B3HW, label in train_batches(self._images, wanted, epoch):
-            image_B3HW, label = image_B3HW.to(self._device), label.to(self._device)  # noqa: PLW2901
-            with self._autocast():
-                score_BK = self.network(image_B3HW)
-            loss = self._loss(score_BK.float(), label)
-            self._optimizer.zero_grad(set_to_none=True)
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-            loss_sum += loss.item() * len(label)
+    def train_epoch(self, epoch: int, batch_done: loop.BatchDone) -> dict[str, float]:
+        self._trained.train()
+        scored = Scores(self._wanted, self._device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)  # read once: a GPU is not waited for
+        for number, batch in enumerate(self._batches.train(epoch)):
+            rate = learning_rate(self._wanted, epoch + number / self._batches.per_epoch)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            image_B3HW = batch.image.to(self._device, non_blocking=True)
+            label = batch.label.to(self._device, non_blocking=True)
+            with self._precision.autocast():
+                score_BK = self._trained(image_B3HW)
+            loss = self._loss_sum(score_BK.float(), label)
+            # gradients are averaged over processes, which may hold parts of different size
+            self._precision.step(loss * (self._world.size / self._batches.size), self._optimizer)
+            loss_sum += loss.detach()
             scored.add(score_BK.detach(), label)
-            batch_done(len(label), scored.accuracy)
-        if not math.isfinite(loss_sum):
+            batch_done(self._batches.size, scored.accuracy)
+        scored.sum_over(self._world)
+        mean_loss = self._world.sum(loss_sum).item() / max(scored.num_images, 1)
+        if not math.isfinite(mean_loss):
             raise ClientError(
-                f"Training diverged in epoch {epoch}: the loss is {loss_sum}; try a smaller learning_rate."
+                f"Training diverged in epoch {epoch}: the loss is {mean_loss}; try a smaller learning_rate."
             )
-        return scored.metrics() | {"loss": loss_sum / max(scored.num_images, 1)}
+        return scored.metrics() | {"loss": mean_loss}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
+        self._world.average_buffers(self.network)
         self.network.eval()
-        scored = Scores(self._wanted)
-        for image_B3HW, label in validation_batches(self._validation, self._wanted.mini_batch_size):
-            with self._autocast():
-                score_BK = self.network(image_B3HW.to(self._device))
-            scored.add(score_BK, label.to(self._device))
+        scored = Scores(self._wanted, self._device)
+        for batch in self._batches.validation():
+            with self._precision.autocast():
+                score_BK = self.network(batch.image.to(self._device, non_blocking=True))
+            scored.add(score_BK, batch.label.to(self._device))
+        scored.sum_over(self._world)
+        if not scored.num_images:
+            raise ClientError("Channel 'validation' holds no image that can be decoded.")
         return scored.metrics()
+
+    @torch.no_grad()
+    def evaluate(self, state: dict[str, Tensor], labels: list[str] | None) -> dict[str, Any]:
+        """A report on the validation images by the model of `state`; see `Evaluation`."""
+        self.network.load_state_dict(state)
+        self.network.eval()
+        wanted = self._wanted
+        evaluation = Evaluation(wanted.num_classes, multi_label=wanted.multi_label, device=self._device)
+        for batch in self._batches.validation():
+            with self._precision.autocast():
+                score_BK = self.network(batch.image.to(self._device, non_blocking=True))
+            evaluation.add(score_BK, batch.label.to(self._device))
+        return evaluation.report(self._world, labels)
 
     def model_state(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().contiguous().clone() for name, value in self.network.state_dict().items()}
@@ -121,75 +151,78 @@ class Classifier:
         return {
             "network": self.model_state(),
             "optimizer": self._optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._precision.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        self._precision.load_state(state["scaler"])
 
-    def _loss(self, score_BK: Tensor, label: Tensor) -> Tensor:
+    def _loss_sum(self, score_BK: Tensor, label: Tensor) -> Tensor:
+        """Summed over images; of several labels, the mean over classes of each image."""
         if self._wanted.multi_label:
-            return functional.binary_cross_entropy_with_logits(score_BK, label, pos_weight=self._positive_weight_K)
-        return functional.cross_entropy(score_BK, label)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self._device.type, dtype=self._half, enabled=self._half is not None)
+            summed = functional.binary_cross_entropy_with_logits(
+                score_BK, label, pos_weight=self._positive_weight_K, reduction="sum"
+            )
+            return summed / score_BK.shape[1]
+        smoothing = self._wanted.label_smoothing
+        return functional.cross_entropy(score_BK, label, reduction="sum", label_smoothing=smoothing)
 
 
 class Scores:
     """Counts of right answers: exact, whatever the number of images."""
 
-    def __init__(self, wanted: Hyperparameters) -> None:
+    def __init__(self, wanted: Hyperparameters, device: torch.device | None = None) -> None:
         self._multi_label = wanted.multi_label
         self._top_k = None if wanted.multi_label else wanted.top_k  # one right class is what top-k counts
-        self.num_images = self._num_right = self._num_judged = self._num_in_top = 0
+        self._counts = torch.zeros(4, dtype=torch.int64, device=device)  # images, judged, right, in the top k
 
     def add(self, score_BK: Tensor, label: Tensor) -> None:
-        self.num_images += len(label)
         right = ((score_BK > 0) == (label > 0.5)) if self._multi_label else (score_BK.argmax(dim=1) == label)
-        self._num_right += int(right.sum())
-        self._num_judged += right.numel()
+        self._counts[0] += len(label)
+        self._counts[1] += right.numel()
+        self._counts[2] += right.sum()
         if self._top_k:
-            self._num_in_top += int((score_BK.topk(self._top_k).indices == label[:, None]).sum())
+            self._counts[3] += (score_BK.topk(self._top_k).indices == label[:, None]).sum()
+
+    def sum_over(self, world: World) -> None:
+        world.sum(self._counts)
 
     @property
+    def num_images(self) -> int:
+        return int(self._counts[0])
+
     def accuracy(self) -> float:
         """Share of right images; with several labels, the mean over classes."""
-        return self._num_right / max(self._num_judged, 1)
+        _, judged, right, _ = self._counts.tolist()
+        return float(right / max(judged, 1))
 
     def metrics(self) -> dict[str, float]:
-        top = {f"top_k_accuracy_{self._top_k}": self._num_in_top / max(self.num_images, 1)} if self._top_k else {}
-        return {"accuracy": self.accuracy} | top
+        images, _, _, in_top = self._counts.tolist()
+        top = {f"top_k_accuracy_{self._top_k}": in_top / max(images, 1)} if self._top_k else {}
+        return {"accuracy": self.accuracy()} | top
 
 
-def make_optimizer(wanted: Hyperparameters, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer by its name; parameters of the others are ignored."""
-    trainable = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    rate = wanted.learning_rate
-    if wanted.optimizer == "adam":
-        return torch.optim.Adam(trainable.values(), rate, (wanted.beta_1, wanted.beta_2), wanted.eps)
-    if wanted.optimizer == "rmsprop":
-        return torch.optim.RMSprop(trainable.values(), rate, wanted.gamma, wanted.eps)
-    # MXNet decays weights and the scales of norms, and no bias
-    groups = [
-        {"params": [v for k, v in trainable.items() if not k.endswith("bias")], "weight_decay": wanted.weight_decay},
-        {"params": [v for k, v in trainable.items() if k.endswith("bias")], "weight_decay": 0.0},
-    ]
-    nesterov = wanted.optimizer == "nag" and wanted.momentum > 0
-    return torch.optim.SGD(groups, rate, wanted.momentum, nesterov=nesterov)
+def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:
+    """The rate when so many epochs are done; step 10 means that 10 epochs run before the rate falls."""
+    if wanted.lr_scheduler == "cosine":
+        return schedules.cosine(wanted.learning_rate, epochs_done, wanted.epochs)
+    if wanted.lr_scheduler == "one_cycle":
+        return schedules.one_cycle(wanted.learning_rate, epochs_done, wanted.epochs)
+    return schedules.step(
+        wanted.learning_rate, epochs_done, steps=wanted.lr_scheduler_step, factor=wanted.lr_scheduler_factor
+    )
 
 
-def learning_rate(wanted: Hyperparameters, epoch: int) -> float:
-    """The rate of an epoch counted from 0: step 10 means that 10 epochs run before the rate falls."""
-    return float(wanted.learning_rate * wanted.lr_scheduler_factor ** sum(s <= epoch for s in wanted.lr_scheduler_step))
-
-
-def _open_channels(job: Job, wanted: Hyperparameters) -> tuple[ImageSet, ImageSet]:
+def _open_channels(job: Job, wanted: Hyperparameters) -> tuple[ImageChannel, ImageChannel]:
+    if job.path_of("train").resolve() == job.path_of("validation").resolve():
+        raise ClientError(f"Channels 'train' and 'validation' are the same directory: {job.path_of('train')}.")
     images, validation = open_channel(job, "train", wanted), open_channel(job, "validation", wanted)
-    if images.directory.resolve() == validation.directory.resolve():
-        raise ClientError(f"Channels 'train' and 'validation' are the same directory: {images.directory}.")
+    if images.is_pipe:
+        if wanted.use_weighted_loss:
+            raise ClientError("use_weighted_loss=1 counts the labels beforehand, which Pipe mode does not allow.")
+        return images, validation
     if len(images) < wanted.mini_batch_size:
         raise ClientError(
             "The number of input images must be bigger or equal to the mini_batch_size. "
@@ -201,22 +234,21 @@ def _open_channels(job: Job, wanted: Hyperparameters) -> tuple[ImageSet, ImageSe
             wanted.num_training_samples,
             len(images),
         )
-    validation.fill_cache(images.fill_cache(CACHE_BYTES))
     return images, validation
 
 
-def _refuse_what_is_not_there_yet(job: Job, wanted: Hyperparameters) -> None:
-    if wanted.use_pretrained_model:
+def _refuse_what_cannot_be_shared(job: Job, wanted: Hyperparameters, world: World) -> None:
+    if wanted.mini_batch_size < world.local_size:
         raise ClientError(
-            "use_pretrained_model=1: no ImageNet weights are installed; train with use_pretrained_model=0."
+            f"hyperparameter mini_batch_size: {wanted.mini_batch_size} must be at least {world.local_size}, "
+            "the processes of one machine that share it"
         )
-    if "model" in job.channels:
-        raise ClientError("Channel 'model': incremental training is not supported yet.")
-    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-        raise ClientError("Training in several processes (torchrun) is not supported yet; start one process.")
+    piped = [name for name, path in job.channels.items() if job.settings_of(name).pipe and not path.is_dir()]
+    if piped and world.local_size > 1:
+        raise ClientError(f"Channel '{piped[0]}': a pipe has one reader; in Pipe mode start one process per machine.")
 
 
-def _announce(wanted: Hyperparameters) -> None:
+def _announce(wanted: Hyperparameters, world: World) -> None:
     values = plain_values(wanted)
     log.info("Final configuration: %s", json.dumps(values))
     log.info("---- Parameters ----")
@@ -224,13 +256,20 @@ def _announce(wanted: Hyperparameters) -> None:
         log.info("%s: %s", name, value)
     if wanted.checkpoint_frequency is None:
         log.info("checkpoint_frequency not set, will store the best model")
-    if wanted.kv_store:
-        log.info("kv_store=%s has no effect: one process trains, there is nothing to synchronise", wanted.kv_store)
+    if wanted.kv_store and world.num_hosts == 1:
+        log.info("kv_store=%s has no effect on one machine: its processes always compute one common update",
+                 wanted.kv_store)  # fmt: skip
+    elif world.num_hosts > 1:
+        log.info("kv_store=%s: all machines compute one common update (all-reduce), %d images in all",
+                 wanted.kv_store, wanted.mini_batch_size * world.num_hosts)  # fmt: skip
     if wanted.top_k and wanted.multi_label:
         log.info("top_k=%d has no effect with multi_label=1", wanted.top_k)
+    if wanted.lr_scheduler != "step" and wanted.lr_scheduler_step:
+        log.info("lr_scheduler_step has no effect with lr_scheduler=%s", wanted.lr_scheduler)
+    if world.size > 1:
+        log.info("%d processes on %d machines", world.size, world.num_hosts)
     if not torch.cuda.is_available():
-        half = "; precision_dtype=float16 has no effect" if wanted.precision_dtype == "float16" else ""
-        log.warning("No GPU found: training on the CPU, which is slow for large networks and images%s", half)
+        log.warning("No GPU found: training on the CPU, which is slow for large networks and images")
 
 
 def _early_stopping(wanted: Hyperparameters) -> EarlyStopping | None:
@@ -243,22 +282,20 @@ def _early_stopping(wanted: Hyperparameters) -> EarlyStopping | None:
     )
 
 
-def _identity(wanted: Hyperparameters, *sets: ImageSet) -> str:
-    """Same text, same run: hyperparameters and what the lists say (not the pixels, which would have to be read)."""
-    digest = hashlib.sha256(json.dumps(plain_values(wanted), sort_keys=True).encode())
-    for images in sets:
-        for entry in images.entries:
-            digest.update(f"{entry.labels}\t{entry.path}\n".encode())
+def _identity(wanted: Hyperparameters, *channels: ImageChannel) -> str:
+    """Same text, same run: hyperparameters, labels and places of the images (not pixels, which would have to be read).
+
+    Of a pipe nothing is known beforehand.
+    """
+    values = {name: value for name, value in plain_values(wanted).items() if name not in _NOT_OF_THE_IDENTITY}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for channel in channels:
+        digest.update(channel.labels.tobytes())
+        digest.update(b"" if channel.is_pipe else channel.stored.identity())
     return digest.hexdigest()
 
 
-def _half_precision(wanted: Hyperparameters, device: torch.device) -> torch.dtype | None:
-    if wanted.precision_dtype != "float16" or device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _positive_weights(wanted: Hyperparameters, images: ImageSet) -> Tensor:
+def _positive_weights(wanted: Hyperparameters, images: ImageChannel) -> Tensor:
     """(K,): how many times more often a class is absent than present; 1 without use_weighted_loss."""
     if not wanted.use_weighted_loss:
         return torch.ones(wanted.num_classes)
@@ -266,10 +303,18 @@ def _positive_weights(wanted: Hyperparameters, images: ImageSet) -> Tensor:
     return ((1 - present_K) / present_K.clamp(min=1e-6)).clamp(1 / _LARGEST_POSITIVE_WEIGHT, _LARGEST_POSITIVE_WEIGHT)
 
 
-def _write_model(job: Job, wanted: Hyperparameters, class_names: list[str] | None, best: loop.Best) -> Path:
-    directory = job.output / "model"
+def _write_evaluation(job: Job, report: dict[str, Any], world: World) -> None:
+    if world.is_first:
+        text = json.dumps(report, indent=2).encode() + b"\n"
+        checkpoints.write_aside(job.output / "evaluation.json", lambda file: file.write(text))
+
+
+def _write_model(
+    job: Job, wanted: Hyperparameters, architecture: Architecture, class_names: list[str] | None, best: loop.Best
+) -> None:
     description = {
         "algorithm": job.algorithm,
+        "architecture": architecture,
         "hyperparameters": plain_values(wanted),
         "num_classes": wanted.num_classes,
         "image_shape": list(wanted.image_shape),
@@ -278,9 +323,8 @@ def _write_model(job: Job, wanted: Hyperparameters, class_names: list[str] | Non
         "epoch": best.epoch,
         "metrics": best.metrics,
     }
-    checkpoints.save(directory / MODEL_WEIGHTS, best.state)
+    checkpoints.save(job.model / MODEL_WEIGHTS, best.state)
     text = json.dumps(description, indent=2).encode() + b"\n"
     checkpoints.write_aside(
-        directory / MODEL_DESCRIPTION, lambda file: file.write(text)
+        job.model / MODEL_DESCRIPTION, lambda file: file.write(text)
     )  # last: it says that all is there
-    return directory

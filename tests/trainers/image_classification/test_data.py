@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from formats.images import encode_png
+from trainers.distributed import ALONE
 from trainers.hyperparameter_schema import parse
-from trainers.image_classification.data import ImageSet, open_channel, train_batches, validation_batches
+from trainers.image_classification.data import Batches, ImageChannel, open_channel
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.train import train
 from trainers.job import ClientError, Job
@@ -21,8 +22,13 @@ from trainers.job import ClientError, Job
 MakeJob = Callable[..., Job]
 
 
-def opened(job: Job, name: str = "train") -> ImageSet:
+def opened(job: Job, name: str = "train") -> ImageChannel:
     return open_channel(job, name, parse(Hyperparameters, job.hyperparameters))
+
+
+def batches_of(job: Job, **changed: object) -> Batches:
+    wanted = parse(Hyperparameters, job.hyperparameters | changed)  # type: ignore[operator]
+    return Batches(open_channel(job, "train", wanted), open_channel(job, "validation", wanted), wanted, ALONE)
 
 
 def list_of(job: Job, name: str = "train") -> Path:
@@ -86,14 +92,6 @@ def _two_lists(job: Job) -> None:
     shutil.copy(list_of(job), job.channels["train"] / "second.lst")
 
 
-def _record_io(job: Job) -> None:
-    list_of(job).rename(job.channels["train"] / "train.rec")
-
-
-def _manifest(job: Job) -> None:
-    list_of(job).rename(job.channels["train"] / "train.manifest")
-
-
 def _empty(job: Job) -> None:
     shutil.rmtree(job.channels["train"])
     job.channels["train"].mkdir()
@@ -116,10 +114,8 @@ def _damage_images(job: Job) -> None:
         (_label_out_of_range, r"row 2 \(light/1\.png\): label 2 is not a class index from 0 to num_classes - 1 \(1\)"),
         (_fractional_label, r"label 0\.5 is not a class index"),
         (_lose_files, r"12 files of the list are not in .*first: (dark/\d+\.png, ){9}dark/\d+\.png\."),
-        (_lose_list, "no .lst file in .*and no channel 'train_lst'"),
+        (_lose_list, "no .rec file, no manifest, and no .lst file in .*and no channel 'train_lst'"),
         (_two_lists, r"holds 2 .lst files \(second.lst, train.lst\)"),
-        (_record_io, "holds RecordIO; only images with a .lst are supported yet"),
-        (_manifest, "holds an augmented manifest; only images"),
         (_empty, "holds no files"),
         (_damage_images, r"1 of 24 images cannot be decoded, more than 1%.*0\.png: image is not a JPEG or PNG"),
     ],
@@ -167,60 +163,48 @@ def test_training_and_validation_images_must_not_be_the_same(job: MakeJob) -> No
         train(replace(asked, channels=dict.fromkeys(("train", "validation"), asked.channels["train"])))
 
 
-def test_incremental_training_is_refused_in_words(job: MakeJob, tmp_path: Path) -> None:
-    asked = job()
-
-    with pytest.raises(ClientError, match="incremental training is not supported yet"):
-        train(replace(asked, channels={**asked.channels, "model": tmp_path}))
-
-
 def test_one_undecodable_image_in_a_hundred_is_skipped(job: MakeJob, caplog: pytest.LogCaptureFixture) -> None:
     asked = job(num_training_samples=120)
     rows = [f"{i}\t{i % 2}\t{('dark', 'light')[i % 2]}/{i % 24}.png" for i in range(119)]
     list_of(asked).write_text("\n".join([*rows, "119\t0\tbroken.png"]))
     (asked.channels["train"] / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    wanted = parse(Hyperparameters, asked.hyperparameters)
     with caplog.at_level(logging.WARNING, "penstock.train"):
-        batches = list(train_batches(opened(asked), wanted, epoch=0))
+        batches = list(batches_of(asked).train(epoch=0))
 
-    assert sorted(len(label) for _, label in batches)[:2] == [7, 8]
+    assert {len(batch.label) for batch in batches} == {8}
     assert "broken.png is skipped" in caplog.text
 
 
 def test_an_image_is_resized_by_its_shortest_side(job: MakeJob) -> None:
     asked = job()
     (asked.channels["train"] / "dark" / "0.png").write_bytes(encode_png(np.zeros((40, 90, 3), np.uint8)))
-    pixels = opened(asked).pixels(0)
 
-    assert pixels is not None
-    assert pixels.shape == (16, 36, 3)
+    assert opened(asked).pixels(0).shape == (16, 36, 3)
 
 
 def test_an_epoch_shows_every_image_in_full_batches(job: MakeJob) -> None:
-    asked = job(mini_batch_size=7)
-    batches = list(train_batches(opened(asked), parse(Hyperparameters, asked.hyperparameters), epoch=0))
+    batches = list(batches_of(job(mini_batch_size=7)).train(epoch=0))
 
-    assert [tuple(image.shape) for image, _ in batches] == [(7, 3, 12, 12)] * 4
+    assert [tuple(batch.image.shape) for batch in batches] == [(7, 3, 12, 12)] * 4
 
 
 def test_validation_shows_every_image_once(job: MakeJob) -> None:
-    batches = list(validation_batches(opened(job(), "validation"), 4))
+    batches = list(batches_of(job(mini_batch_size=4)).validation())
 
-    assert [len(label) for _, label in batches] == [4, 4, 1]
+    assert [len(batch.label) for batch in batches] == [4, 4, 1]
 
 
 @pytest.mark.parametrize("kind", [None, "crop", "crop_color", "crop_color_transform"])
-def test_order_and_augmentation_follow_from_seed_and_epoch(job: MakeJob, kind: str | None) -> None:
-    asked = job(augmentation_type=kind)
-    wanted = parse(Hyperparameters, asked.hyperparameters)
+def test_order_and_augmentation_follow_from_seed_and_epoch(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch, kind: str | None
+) -> None:
+    def pixels(seed: int, epoch: int, cache_bytes: int = 0) -> bytes:
+        monkeypatch.setattr("trainers.image_classification.data.CACHE_BYTES", cache_bytes)
+        batches = batches_of(job(augmentation_type=kind), seed=seed)
+        return b"".join(batch.image.numpy().tobytes() for batch in batches.train(epoch))
 
-    def pixels(seed: int, epoch: int, *, cached: bool) -> bytes:
-        images = opened(asked)
-        images.fill_cache(10**9 if cached else 0)
-        return b"".join(i.numpy().tobytes() for i, _ in train_batches(images, replace(wanted, seed=seed), epoch))
-
-    assert pixels(1, 3, cached=True) == pixels(1, 3, cached=False)
-    assert len({pixels(1, 3, cached=True), pixels(1, 4, cached=True), pixels(2, 3, cached=True)}) == 3
+    assert pixels(1, 3) == pixels(1, 3, cache_bytes=10**9)
+    assert len({pixels(1, 3), pixels(1, 4), pixels(2, 3)}) == 3
 
 
 def test_the_cache_stays_within_its_budget(job: MakeJob) -> None:

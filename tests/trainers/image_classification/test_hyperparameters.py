@@ -41,6 +41,12 @@ DEFAULTS = {
     "use_pretrained_model": False,
     "use_weighted_loss": False,
     "weight_decay": 0.0001,
+}
+OUR_OWN = {
+    "lr_scheduler": "step",
+    "crop_padding": 0,
+    "label_smoothing": 0.0,
+    "input_workers": None,
     "seed": 0,
 }
 
@@ -48,7 +54,7 @@ DEFAULTS = {
 def test_the_defaults_are_those_of_the_original() -> None:
     parsed = dataclasses.asdict(parse(Hyperparameters, REQUIRED))
 
-    assert parsed == {"num_classes": 5, "num_training_samples": 100, **DEFAULTS}
+    assert parsed == {"num_classes": 5, "num_training_samples": 100, **DEFAULTS, **OUR_OWN}
 
 
 @pytest.mark.parametrize("name", ["num_classes", "num_training_samples"])
@@ -93,7 +99,7 @@ def test_every_documented_depth_goes_with_any_height(depth: int) -> None:
 
 FRACTIONS = [
     "beta_1", "beta_2", "early_stopping_tolerance", "eps", "gamma", "learning_rate", "lr_scheduler_factor", "momentum",
-    "weight_decay",
+    "weight_decay", "label_smoothing",
 ]  # fmt: skip
 COUNTS = [
     "num_classes", "num_training_samples", "checkpoint_frequency", "early_stopping_min_epochs",
@@ -127,7 +133,7 @@ def test_a_count_is_an_integer_of_at_least_1(name: str, value: object) -> None:
         ("multi_label", "maybe", "0, 1, True or False"),
         ("num_layers", "19", "one of 18, 34, 50, 101, 152, 200, 20, 32, 44, 56, 110"),
         ("optimizer", "adagrad", "one of sgd, adam, rmsprop, nag"),
-        ("precision_dtype", "bfloat16", "one of float32, float16"),
+        ("precision_dtype", "float64", "one of float32, float16, bfloat16"),
         ("top_k", "1", "integer of at least 2"),
     ],
 )

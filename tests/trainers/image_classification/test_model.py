@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trainers.image_classification.model import build
+from trainers.vision.resnet import ResNetV2
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152, 200, 20, 32, 44, 56, 110])
@@ -37,6 +38,7 @@ def test_large_networks_have_the_size_of_their_kin(depth: int, millions: float) 
 @pytest.mark.parametrize(("height", "side"), [(28, 28), (32, 32), (33, 9), (64, 16), (224, 56)])
 def test_the_stem_keeps_small_images_and_quarters_large_ones(height: int, side: int) -> None:
     network = build(num_layers=18, image_shape=(3, height, height), num_classes=2)
+    assert isinstance(network, ResNetV2)
     stem = torch.nn.Sequential(network.conv0, network.bn0, network.pool0)
 
     assert stem(torch.zeros(1, 3, height, height)).shape == (1, 64, side, side)

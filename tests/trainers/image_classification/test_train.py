@@ -20,8 +20,9 @@ from trainers.checkpoints import load, save
 from trainers.hyperparameter_schema import parse
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.model import build
-from trainers.image_classification.train import Scores, learning_rate, make_optimizer, train
+from trainers.image_classification.train import Scores, learning_rate, train
 from trainers.job import ClientError, Job
+from trainers.optimizers import make_optimizer
 from trainers.run import train as train_by_name
 
 MakeJob = Callable[..., Job]
@@ -296,4 +297,4 @@ def test_scores_count_top_1_top_k_and_labels() -> None:
     several.add(torch.tensor([[1.0, -1, 1]]), torch.tensor([[1.0, 0, 0]]))
 
     assert single.metrics() == {"accuracy": 0.5, "top_k_accuracy_2": 1.0}
-    assert several.accuracy == pytest.approx(2 / 3)
+    assert several.accuracy() == pytest.approx(2 / 3)

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from trainers.image_classification.augment import NUM_DRAWS, augment, centre_crop, shift_colour, transform
+from trainers.vision.augment import NUM_DRAWS, augment, centre_crop, shift_colour, transform
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)

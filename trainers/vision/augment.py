@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["NUM_DRAWS", "augment", "centre_crop", "random_crop", "shift_colour", "transform"]
+__all__ = ["NUM_DRAWS", "augment", "centre_crop", "pad", "random_crop", "shift_colour", "transform"]
 
 Pixels = NDArray[np.uint8]
 Draws = NDArray[np.float32]
@@ -28,7 +28,7 @@ _MAX_ROTATION_DEGREES, _MAX_SHEAR, _MAX_ASPECT_CHANGE = 10, 0.1, 0.25
 _BORDER = (255, 255, 255)
 
 
-def augment(pixels: Pixels, kind: str | None, draws: Draws, height: int, width: int) -> Pixels:
+def augment(pixels: Pixels, kind: str | None, draws: Draws, height: int, width: int, padding: int = 0) -> Pixels:
     """One training image of the network's size.
 
     Args:
@@ -37,11 +37,14 @@ def augment(pixels: Pixels, kind: str | None, draws: Draws, height: int, width: 
         draws: NUM_DRAWS uniform numbers; every kind reads its own places, so kinds share their crops.
         height: of the result.
         width: of the result.
+        padding: black pixels that are put around the image before a random crop.
     """
     if kind is None:
         return centre_crop(pixels, height, width)
     if kind == "crop_color_transform":
         pixels = transform(pixels, draws[6:9])
+    if padding:
+        pixels = pad(pixels, padding)
     pixels = random_crop(pixels, draws[0:2], height, width)
     if kind != "crop":
         pixels = shift_colour(pixels, draws[3:6])
@@ -51,6 +54,14 @@ def augment(pixels: Pixels, kind: str | None, draws: Draws, height: int, width: 
 def centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]
+
+
+def pad(pixels: Pixels, padding: int) -> Pixels:
+    """The image with `padding` black pixels on each side."""
+    height, width, _ = pixels.shape
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, 3), np.uint8)
+    padded[padding : padding + height, padding : padding + width] = pixels
+    return padded
 
 
 def random_crop(pixels: Pixels, draws: Draws, height: int, width: int) -> Pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -37,24 +38,45 @@ StoreOption = Annotated[
 @app.command()
 def train(
     algorithm: Annotated[str, typer.Argument(help="For example image_classification.")],
-    channel: Annotated[list[str], typer.Option(help="A channel and its directory, as NAME=DIR; repeat per channel.")],
-    output: Annotated[Path, typer.Option(help="Directory for checkpoints, metrics and the trained model.")],
+    channel: Annotated[
+        list[str] | None, typer.Option(help="A channel and its directory, as NAME=DIR; repeat per channel.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for checkpoints, metrics and the trained model.")
+    ] = None,
     hyperparameters: Annotated[Path | None, typer.Option(help="JSON object of hyperparameters.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One hyperparameter, as NAME=VALUE; repeatable.")
     ] = None,
+    input_config: Annotated[
+        Path | None, typer.Option(help="JSON as in inputdataconfig.json: content types, Pipe mode, attribute names.")
+    ] = None,
+    container: Annotated[
+        bool, typer.Option("--container", help="Take everything from PREFIX, as a container.")
+    ] = False,
+    prefix: Annotated[Path, typer.Option(help="What stands for /opt/ml, with --container.")] = Path("/opt/ml"),
 ) -> None:
     """Train a model; prints the checkpoint to export. Started again, it resumes where it was."""
+    if container:
+        from trainers.container import run_container  # noqa: PLC0415
+
+        raise typer.Exit(run_container(algorithm, prefix))
+    if not channel or output is None:
+        _fail("--channel and --output are required, or --container")
     values: dict[str, Any] = _read_json_object(hyperparameters) if hyperparameters else {}
     values.update(_pairs(set_ or [], "--set"))
     channels = {name: Path(directory) for name, directory in _pairs(channel, "--channel").items() if directory}
+    config = _read_json_object(input_config) if input_config else {}
     if len(channels) < len(channel):  # Path("") would be the current directory
         _fail(f"--channel {' '.join(channel)}: expected NAME=DIR, each with a directory")
 
+    from trainers.job import read_input_config  # noqa: PLC0415
     from trainers.run import train as run  # noqa: PLC0415
 
     with _user_errors():
-        typer.echo(run(algorithm, channels, values, output))
+        trained = run(algorithm, channels, values, output, read_input_config(config))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one
+        typer.echo(trained)
 
 
 @app.command()
@@ -134,7 +156,6 @@ def serve(
 ) -> None:
     """Serve the store until Ctrl-C or SIGTERM, which drain and end with status 0."""
     import asyncio  # noqa: PLC0415
-    import os  # noqa: PLC0415
     import tomllib  # noqa: PLC0415
 
     # workers are started by fork and exec: gRPC's fork handlers have nothing to do but to warn

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -170,30 +171,21 @@ class PipedImages:
             ClientError: the pipe does not come, or what comes is damaged.
         """
         # pipes are counted by the job that reads them: a resumed job begins at 0 again
-        pipe = self._next_pipe()
-        records = read_raw([str(pipe)])
-        first = next(records, None)
-        if first is None:
-            return
-        if not self._has_attributes(first.payload):
-            for raw in _chained(first, records):
-                with told(f"Channel '{self.name}': {pipe}, record {raw.number} at byte {raw.offset}"):
-                    record = image_record.decode(raw.payload)
-                yield record.image, Labelled(record.labels, f"{pipe}, record {raw.number}")
-            return
-        payloads = (raw.payload for raw in _chained(first, records))
-        for number, group in enumerate(manifests.grouped(payloads, 2, str(pipe))):
-            place = f"{pipe}, sample {number}"
-            yield group[0], Labelled(_text(group[1], place), place)
-
-    def _next_pipe(self) -> Path:
         with told(f"Channel '{self.name}'"):
             pipe = epoch_pipe(self.directory, self.name, self.num_opened)
-        self.num_opened += 1
-        return pipe
-
-    def _has_attributes(self, payload: bytes) -> bool:
-        return bool(self.attribute_names) or looks_like_image(payload)
+            self.num_opened += 1
+            records = read_raw([str(pipe)])
+            first = next(records, None)
+            if first is None:
+                return
+            if self.attribute_names or looks_like_image(first.payload):
+                yield from _samples(pipe, (raw.payload for raw in chain([first], records)))
+                return
+            for raw in chain([first], records):
+                place = f"{pipe}, record {raw.number} at byte {raw.offset}"
+                with told(place):
+                    record = image_record.decode(raw.payload)
+                yield record.image, Labelled(record.labels, place)
 
 
 def form_of(job: Job, name: str) -> Form:
@@ -385,6 +377,12 @@ def _open_manifest(
     return ReferredObjects(files[0], uris, roots), labels
 
 
+def _samples(pipe: Path, payloads: Iterator[bytes]) -> Iterator[tuple[bytes, Labelled]]:
+    for number, (image, label) in enumerate(manifests.grouped(payloads, 2, str(pipe))):
+        place = f"{pipe}, sample {number}"
+        yield image, Labelled(_text(label, place), place)
+
+
 def _text(payload: bytes, place: str) -> str:
     try:
         return payload.decode()
@@ -395,8 +393,3 @@ def _text(payload: bytes, place: str) -> str:
 def _files(name: str, directory: Path) -> list[str]:
     with told(f"Channel '{name}'"):
         return list_files(directory)
-
-
-def _chained(first: RawRecord, rest: Iterator[RawRecord]) -> Iterator[RawRecord]:
-    yield first
-    yield from rest

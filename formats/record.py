@@ -186,9 +186,8 @@ class _Block(NamedTuple):
         sound = np.ones(spans.num_records, np.bool_)
         try:
             for number, kind in enumerate(kinds):
-                (offsets, values, keys), good = numbers_of(spans, number, kind)
-                keys = None if keys is None else keys.astype(np.uint64, copy=False)
-                tensors.append((kind, Numbers(offsets, values, keys)))
+                numbers, good = numbers_of(spans, number, kind)
+                tensors.append((kind, numbers))
                 sound &= good
         except ValueError:
             return cls(0, [])  # broken numbers: the ordinary decoder says where

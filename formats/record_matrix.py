@@ -212,7 +212,7 @@ def _numbers(rows: NDArray[np.uint8], span: _Span) -> NDArray[np.float32]:
 
 
 def _as_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite
         return numbers.astype(np.float32, copy=False)
 
 

@@ -24,8 +24,8 @@ def numbers_in(data: Bytes, first: Positions, last: Positions, dtype: np.dtype[A
     """
     if dtype.kind == "f":
         return floats_in(data, first, last, dtype)
-    numbers, offsets = varints_in(data, first, last, 32)
-    return numbers.astype(np.uint32, copy=False).view(dtype), offsets
+    numbers, offsets = varints_in(data, first, last, np.dtype(np.uint32))
+    return numbers.view(dtype), offsets
 
 
 def floats_in(data: Bytes, first: Positions, last: Positions, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Positions]:
@@ -36,27 +36,26 @@ def floats_in(data: Bytes, first: Positions, last: Positions, dtype: np.dtype[An
     return _side_by_side(data, first, last, _offsets(sizes)).view(dtype), _offsets(sizes // dtype.itemsize)
 
 
-def varints_in(data: Bytes, first: Positions, last: Positions, bits: int) -> tuple[NDArray[Any], Positions]:
-    """As `numbers_in`, of varints: unsigned integers of any width, of which the low 32 or all 64 bits count."""
+def varints_in(data: Bytes, first: Positions, last: Positions, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Positions]:
+    """As `numbers_in`, of varints, of which as many of the low bits count as uint32 or uint64 holds."""
     bounds = _offsets(last - first)
     raw = _side_by_side(data, first, last, bounds)
-    high = raw >> np.uint8(7)
-    filled = bounds[1:] > bounds[:-1]
-    if high[bounds[1:][filled] - 1].any():
+    final = raw < 0x80
+    if not final[bounds[1:][bounds[1:] > bounds[:-1]] - 1].all():
         raise ValueError("a number is cut off")
-    if not high.any():
-        return raw, bounds
-    numbers = _joined(raw, high, bits)
-    stops = np.flatnonzero(raw < 0x80)
-    return numbers[stops], np.searchsorted(stops, bounds).astype(np.int64)
+    if final.all():
+        return raw.astype(dtype), bounds
+    stops = np.flatnonzero(final)
+    return _joined(raw, dtype)[stops].astype(dtype, copy=False), np.searchsorted(stops, bounds).astype(np.int64)
 
 
-def _joined(raw: Bytes, high: Bytes, bits: int) -> NDArray[Any]:
+def _joined(raw: Bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
     """At the last byte of each number that number; elsewhere anything.
 
     Horner's rule from the last byte, the most significant one, backwards; what grows beyond the type falls off at its
     top, as in protobuf.
     """
+    high = raw >> np.uint8(7)
     low = raw & 0x7F
     # run: where at least `place` bytes before belong to the same number
     run, place = high[:-1], 1
@@ -64,8 +63,8 @@ def _joined(raw: Bytes, high: Bytes, bits: int) -> NDArray[Any]:
     if not longer.any():
         numbers: NDArray[Any] = raw.astype(np.uint16)
     else:
-        four = (longer[2:] & longer[:-2]).any()
-        numbers = raw.astype(np.uint64 if bits == 64 and four else np.uint32)
+        five = (longer[2:] & longer[:-2]).any()  # bytes, or more
+        numbers = raw.astype(dtype if five else np.uint32)
     while run.any():
         if place == 10:
             raise ValueError("a number is too long")

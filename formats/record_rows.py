@@ -77,7 +77,7 @@ def values_in(spans: Spans, width: int | None) -> Values | None:
     return Values(
         offsets[: count + 1],
         values[:size],
-        None if keys is None else keys[:size].astype(np.int64),
+        None if keys is None else keys[:size].view(np.int64),
         None if labels is None else labels[:count],
         own_width,
     )

@@ -19,6 +19,8 @@ MOST_TENSORS = 4
 NUM_SLOTS = 2 * MOST_TENSORS
 """The bytes of the values and of the keys of each."""
 
+_UINT64 = np.dtype(np.uint64)
+
 
 class Kind(NamedTuple):
     """What one tensor has in common in all records of a block."""
@@ -37,8 +39,8 @@ class Numbers(NamedTuple):
 
     offsets: Positions
     values: NDArray[Any]
-    keys: NDArray[Any] | None
-    """Unsigned integers of any width; None when dense."""
+    keys: NDArray[np.uint64] | None
+    """None when dense."""
 
 
 def slots_of(layout: Layout) -> Slots | None:
@@ -74,7 +76,7 @@ def numbers_of(spans: Spans, number: int, kind: Kind) -> tuple[Numbers, Flags]:
     if not kind.sparse:
         sound = np.diff(offsets) == size if kind.shape else np.ones(len(offsets) - 1, np.bool_)
         return Numbers(offsets, values, None), sound
-    keys, bounds = varints_in(spans.data, spans.first[2 * number + 1], spans.last[2 * number + 1], 64)
+    keys, bounds = varints_in(spans.data, spans.first[2 * number + 1], spans.last[2 * number + 1], _UINT64)
     sound = bounds[1:] == offsets[1:]
     if len(keys) and int(keys.max()) >= size:
         outside = int((keys >= np.uint64(size)).argmax())

@@ -244,6 +244,7 @@ class Gateway:
                 pool.expire()
                 pool.pump()
             now = time.monotonic()
+            self._grpc.enforce(now)
             connections: Any = list(self._state.connections)
             for connection in connections:
                 if isinstance(connection, FrontDoor):

@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     processes: Annotated[int, Field(ge=1, le=256)] = 1
     """Gateway processes on the same HTTP and gRPC ports; 1 needs no supervisor. Each has pools of its own: `workers`
     counts per process, and its default is then divided by them."""
+    grpc_server: Literal["http2", "grpcio"] = "http2"
+    """Who speaks HTTP/2 on the gRPC port: Penstock itself, or grpcio's server, which costs several times as much."""
     grpc_reflection: bool = False
     """Let gRPC clients list the services; reveals the API, so off on public ports."""
     default_endpoint: str = ""

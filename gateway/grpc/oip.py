@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from formats.envelope import Prediction, Tensor
-from formats.errors import InvalidBody, InvalidRequest, PenstockError
+from formats.envelope import Outcome, Prediction, Tensor
+from formats.errors import InvalidBody, InvalidRequest
 from formats.protos import open_inference_pb2 as pb
 from formats.tensors import DATATYPES, array_of, num_elements
-from gateway.grpc.service import Context, Predictor, unary
+from gateway.grpc.service import Context, PredictionMethod, unary
 from gateway.readiness import Readiness
+from gateway.router import Deployment, Router
 from gateway.tensor_protocol import (
     check_inputs,
     check_outputs,
@@ -25,7 +25,7 @@ from gateway.tensor_protocol import (
     server_metadata,
 )
 
-__all__ = ["SERVICE", "handlers"]
+__all__ = ["SERVICE", "handlers", "prediction_methods"]
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -47,9 +47,8 @@ _MAX_TENSORS = 1024
 """A few megabytes of empty messages would unfold to hundreds."""
 
 
-def handlers(predictor: Predictor, readiness: Readiness) -> dict[str, Any]:
-    """The service's methods by name."""
-    router = predictor.router
+def handlers(router: Router, readiness: Readiness) -> dict[str, Any]:
+    """The methods that do not predict, by name."""
 
     async def server_live(_: pb.ServerLiveRequest, __: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -67,41 +66,45 @@ def handlers(predictor: Predictor, readiness: Readiness) -> dict[str, Any]:
         metadata = model_metadata(router.deployment(request.name, request.version), router)
         return pb.ModelMetadataResponse(**{**metadata, "name": request.name})
 
-    async def infer(request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        return await _infer(request, context, predictor)
-
     return {
         "ServerLive": unary(pb.ServerLiveRequest, server_live),
         "ServerReady": unary(pb.ServerReadyRequest, server_ready),
         "ModelReady": unary(pb.ModelReadyRequest, model_ready),
         "ServerMetadata": unary(pb.ServerMetadataRequest, about_server),
         "ModelMetadata": unary(pb.ModelMetadataRequest, about_model),
-        "ModelInfer": unary(pb.ModelInferRequest, infer),
     }
 
 
-async def _infer(request: pb.ModelInferRequest, context: Context, predictor: Predictor) -> pb.ModelInferResponse:
-    received = time.monotonic()
-    try:
-        deployment = predictor.router.deployment(request.model_name, request.model_version)
-        tensors = _inputs(request)
-        graph = graph_of(deployment)
-        check_inputs(graph, tensors)
-        parameters = _parameters(request.parameters)
-        limit = predictor.deadline(received, context) - received
-        prediction = Prediction(
-            model=deployment.manifest.name,
-            version=deployment.manifest.version,
-            mode=deployment.mode,
-            tensors=tuple(tensors),
-            outputs=check_outputs(graph, _wanted(request)),
-            deadline=deadline_of(received, limit, parameters.get("timeout")),
-            request_id=request.id,
-        )
-    except PenstockError as error:
-        predictor.rejected("oip-grpc", error)
-        raise
-    outcome = await predictor.predict(deployment, prediction, "oip-grpc", received, context)
+def prediction_methods(router: Router) -> dict[str, PredictionMethod]:
+    """The methods that predict, by name."""
+
+    def prepare(request: pb.ModelInferRequest, received: float, limit_s: float) -> tuple[Deployment, Prediction]:
+        return _prepare(request, router, received, limit_s)
+
+    return {"ModelInfer": PredictionMethod("oip-grpc", pb.ModelInferRequest, prepare, _response)}
+
+
+def _prepare(
+    request: pb.ModelInferRequest, router: Router, received: float, limit_s: float
+) -> tuple[Deployment, Prediction]:
+    deployment = router.deployment(request.model_name, request.model_version)
+    tensors = _inputs(request)
+    graph = graph_of(deployment)
+    check_inputs(graph, tensors)
+    parameters = _parameters(request.parameters)
+    prediction = Prediction(
+        model=deployment.manifest.name,
+        version=deployment.manifest.version,
+        mode=deployment.mode,
+        tensors=tuple(tensors),
+        outputs=check_outputs(graph, _wanted(request)),
+        deadline=deadline_of(received, limit_s, parameters.get("timeout")),
+        request_id=request.id,
+    )
+    return deployment, prediction
+
+
+def _response(request: pb.ModelInferRequest, deployment: Deployment, outcome: Outcome) -> pb.ModelInferResponse:
     outputs = outcome.tensors or ()
     # always raw: tritonclient cannot read typed numbers
     return pb.ModelInferResponse(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import Any, Protocol
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.grpc import oip, torchserve
-from gateway.grpc.service import Predictor
+from gateway.grpc.calls import GrpcApplication
+from gateway.grpc.http2 import Limits
+from gateway.grpc.service import PredictionMethod, Predictor
+from gateway.listening import listen
 from gateway.readiness import Readiness
 from gateway.settings import Settings
 
@@ -15,6 +22,8 @@ __all__ = ["GrpcFront"]
 _OVERHEAD = 64 * 1024
 """What a message may hold beside the body that the limit is meant for."""
 _MAX_METADATA_BYTES = 16 * 1024
+_MAX_STREAMS = 1000
+_TURN_S = 0.02
 
 
 class GrpcFront:
@@ -23,38 +32,25 @@ class GrpcFront:
     def __init__(
         self, settings: Settings, predictor: Predictor, readiness: Readiness, *, reuse_port: bool = False
     ) -> None:
-        limit = settings.max_body_bytes + _OVERHEAD
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_concurrent_streams", 1000),
-                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
-                # two gateways on one port would split the traffic in secret; a supervisor has made sure of its own
-                ("grpc.so_reuseport", int(reuse_port)),
-            ]
-        )
+        make = _Grpcio if settings.grpc_server == "grpcio" else _Http2
+        self._server: _Server = make(settings, predictor, reuse_port)
         self._readiness = readiness
         self._predictor = predictor
         self._health = health.aio.HealthServicer()
         self._known: dict[str, bool] = {}
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        for service, methods in (
-            (oip.SERVICE, oip.handlers(predictor, readiness)),
-            (torchserve.SERVICE, torchserve.handlers(predictor, readiness)),
-        ):
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)  # type: ignore[arg-type]
+        self._server.add(
+            oip.SERVICE, oip.handlers(predictor.router, readiness), oip.prediction_methods(predictor.router)
+        )
+        self._server.add(
+            torchserve.SERVICE, torchserve.handlers(readiness), torchserve.prediction_methods(predictor.router)
+        )
         if settings.grpc_reflection:
             _add_reflection(self._server)
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. Raises `OSError` when it is taken."""
-        try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{port} for gRPC: {error}") from error
-        await self._server.start()
-        return bound
+        return await self._server.start(host, port)
 
     async def refresh_health(self) -> None:
         """Tell the health service what changed: the server, the inference service, and `model/<name>` for each."""
@@ -71,14 +67,116 @@ class GrpcFront:
                 await self._health.set(name, status)
         self._known = now
 
+    def enforce(self, now: float) -> None:
+        """End what takes too long."""
+        self._server.enforce(now)
+
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls; those in flight may finish within the grace."""
         await self._server.stop(grace_s)
 
 
-def _add_reflection(server: grpc.aio.Server) -> None:
+class _Server(Protocol):
+    """Who speaks HTTP/2."""
+
+    def add(self, service: str, methods: dict[str, Any], predicting: dict[str, PredictionMethod]) -> None: ...
+
+    def add_registered_method_handlers(self, service: str, methods: Any, /) -> None: ...
+
+    def add_generic_rpc_handlers(self, handlers: Any, /) -> None: ...
+
+    async def start(self, host: str, port: int) -> int: ...
+
+    def enforce(self, now: float) -> None: ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
+class _Http2:
+    """Our own, close to the socket."""
+
+    def __init__(self, settings: Settings, predictor: Predictor, reuse_port: bool) -> None:
+        limit = settings.max_body_bytes + _OVERHEAD
+        limits = Limits(max_header_bytes=_MAX_METADATA_BYTES, max_body_bytes=4 * limit, max_streams=_MAX_STREAMS)
+        self._application = GrpcApplication(
+            limits,
+            max_message_bytes=limit,
+            body_timeout_s=settings.body_timeout_s,
+            header_timeout_s=settings.header_timeout_s,
+        )
+        self._predictor = predictor
+        self._reuse_port = reuse_port
+        self._listener: asyncio.Server | None = None
+        self.add_registered_method_handlers = self._application.add_registered_method_handlers
+        self.add_generic_rpc_handlers = self._application.add_generic_rpc_handlers
+
+    def add(self, service: str, methods: dict[str, Any], predicting: dict[str, PredictionMethod]) -> None:
+        self._application.add_registered_method_handlers(service, methods)
+        hot = {name: self._predictor.hot(method) for name, method in predicting.items()}
+        self._application.add_hot(service, hot)
+
+    async def start(self, host: str, port: int) -> int:
+        self._listener, bound = await listen(self._application.connection, host, port, reuse_port=self._reuse_port)
+        return bound
+
+    def enforce(self, now: float) -> None:
+        self._application.enforce(now)
+
+    async def stop(self, grace_s: float) -> None:
+        application = self._application
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(application.connections):
+            connection.go_away()
+        tasks = application.end_tasks()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        give_up = time.monotonic() + grace_s
+        while application.connections and time.monotonic() < give_up:  # noqa: ASYNC110  many small steps lead there
+            await asyncio.sleep(_TURN_S)
+        for connection in list(application.connections):
+            connection.close()
+
+
+class _Grpcio:
+    """grpcio's, for whoever needs what ours does not speak; several times as dear."""
+
+    def __init__(self, settings: Settings, predictor: Predictor, reuse_port: bool) -> None:
+        self._predictor = predictor
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_body_bytes + _OVERHEAD),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+                # two gateways on one port would split the traffic in secret; a supervisor has made sure of its own
+                ("grpc.so_reuseport", int(reuse_port)),
+            ]
+        )
+        self.add_registered_method_handlers = self._server.add_registered_method_handlers
+        self.add_generic_rpc_handlers = self._server.add_generic_rpc_handlers
+
+    def add(self, service: str, methods: dict[str, Any], predicting: dict[str, PredictionMethod]) -> None:
+        every = methods | {name: self._predictor.unary(method) for name, method in predicting.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, every),))
+
+    async def start(self, host: str, port: int) -> int:
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port} for gRPC: {error}") from error
+        await self._server.start()
+        return bound
+
+    def enforce(self, now: float) -> None:
+        """It keeps its own time."""
+
+    async def stop(self, grace_s: float) -> None:
+        await self._server.stop(grace_s)
+
+
+def _add_reflection(server: _Server) -> None:
     from google.protobuf.descriptor_pool import DescriptorPool  # noqa: PLC0415  off by default: it reveals the API
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415
+    from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # noqa: PLC0415
 
     from formats.protos import open_inference_pb2, torchserve_pb2  # noqa: PLC0415
 
@@ -86,4 +184,5 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     for file in (open_inference_pb2.DESCRIPTOR, torchserve_pb2.DESCRIPTOR):
         pool.AddSerializedFile(file.serialized_pb)  # type: ignore[no-untyped-call]
     names = [oip.SERVICE, torchserve.SERVICE, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server, pool=pool)
+    servicer = reflection.aio.ReflectionServicer(names, pool=pool)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

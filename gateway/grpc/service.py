@@ -6,28 +6,45 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from formats.envelope import Outcome, Prediction
 from formats.errors import Overloaded, PenstockError
+from gateway.grpc.calls import Call, Hot
 from gateway.metrics import Metrics
 from gateway.router import Deployment, Router
 from gateway.settings import Settings
 from gateway.status import grpc_status
 from gateway.timing import Timing, server_timing
 
-__all__ = ["Predictor", "unary"]
+__all__ = ["PredictionMethod", "Predictor", "unary"]
 
 _log = logging.getLogger("penstock.grpc")
 
 _MAX_DETAILS = 4096
 """Characters of an error text; the status travels in a header of limited size."""
 
+_SHUTTING_DOWN = "the gateway is shutting down"
+_INTERNAL = "internal error of the gateway; see its log"
+
 RequestT = TypeVar("RequestT", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PredictionMethod(NamedTuple):
+    """A method that predicts, whoever speaks HTTP/2 for it."""
+
+    protocol: str
+    """Label in the metrics."""
+    request_type: type[Message]
+    prepare: Callable[[Any, float, float], tuple[Deployment, Prediction]]
+    """Request, monotonic second of its arrival, seconds it may take. Raises `PenstockError`."""
+    answer: Callable[[Any, Deployment, Outcome], Message]
+    """The response to a request from an outcome that is no error."""
 
 
 class Predictor:
@@ -38,8 +55,8 @@ class Predictor:
         self.timeout_s = settings.request_timeout_s
         self.draining = False
         self.in_flight = 0
-        self._metrics = metrics
-        self._server_timing = settings.server_timing
+        self.metrics = metrics
+        self.server_timing = settings.server_timing
 
     def deadline(self, received: float, context: Context) -> float:
         """The earlier of the client's deadline and the gateway's own."""
@@ -51,13 +68,13 @@ class Predictor:
     ) -> Outcome:
         """Queue and wait. Raises `PenstockError` when the outcome is one."""
         if self.draining:
-            raise Overloaded("the gateway is shutting down")
+            raise Overloaded(_SHUTTING_DOWN)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def deliver(outcome: Outcome, timing: Timing | None) -> None:
             if answer.done():  # the client may have cancelled
                 return
-            if timing is not None and self._server_timing:
+            if timing is not None and self.server_timing:
                 text = server_timing(time.monotonic() - received, timing).decode()
                 context.set_trailing_metadata((("server-timing", text),))
             answer.set_result(outcome)
@@ -70,14 +87,110 @@ class Predictor:
             code = "OK" if outcome.ok else grpc_status(outcome.error()).name
         finally:
             self.in_flight -= 1
-            self._metrics.answered(protocol, deployment.manifest.name, code, time.monotonic() - received)
+            self.metrics.answered(protocol, deployment.manifest.name, code, time.monotonic() - received)
         if not outcome.ok:
             raise outcome.error()
         return outcome
 
+    def unary(self, method: PredictionMethod) -> grpc.RpcMethodHandler[Any, Any]:
+        """For a `grpc.aio` server."""
+
+        async def call(request: Any, context: Context) -> Message:
+            received = time.monotonic()
+            try:
+                limit_s = self.deadline(received, context) - received
+                deployment, prediction = method.prepare(request, received, limit_s)
+            except PenstockError as error:
+                self.rejected(method.protocol, error)
+                raise
+            outcome = await self.predict(deployment, prediction, method.protocol, received, context)
+            return method.answer(request, deployment, outcome)
+
+        return unary(method.request_type, call)
+
+    def hot(self, method: PredictionMethod) -> Hot:
+        """For our own server: no task, no future, no context."""
+        return partial(self._start, method)
+
+    def _start(self, method: PredictionMethod, message: bytes, call: Call) -> None:
+        received = time.monotonic()
+        try:
+            request = method.request_type.FromString(message)
+        except (DecodeError, UnicodeDecodeError):
+            call.finish(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(method.request_type))
+            return
+        if self.draining:
+            call.finish(grpc_status(Overloaded()), _SHUTTING_DOWN)
+            return
+        try:
+            deployment, prediction = method.prepare(request, received, min(call.deadline - received, self.timeout_s))
+        except PenstockError as error:
+            self.rejected(method.protocol, error)
+            call.finish(grpc_status(error), str(error)[:_MAX_DETAILS])
+            return
+        except Exception:  # noqa: BLE001  the text of a surprise is not for clients
+            _log.exception("%s failed", method.request_type.DESCRIPTOR.full_name)
+            call.finish(grpc.StatusCode.INTERNAL, _INTERNAL)
+            return
+        flight = _Flight(self, method, request, deployment, call, received)
+        self.in_flight += 1
+        call.on_cancel = flight.cancelled
+        deployment.submit(prediction, flight.deliver)
+
     def rejected(self, protocol: str, error: PenstockError) -> None:
         """Count a prediction that failed before it was queued."""
-        self._metrics.answered(protocol, "", grpc_status(error).name, 0.0)
+        self.metrics.answered(protocol, "", grpc_status(error).name, 0.0)
+
+
+class _Flight:
+    """One prediction of our own server, on its way."""
+
+    __slots__ = ("_call", "_deployment", "_method", "_predictor", "_received", "_request")
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        method: PredictionMethod,
+        request: Message,
+        deployment: Deployment,
+        call: Call,
+        received: float,
+    ) -> None:
+        self._predictor = predictor
+        self._method = method
+        self._request = request
+        self._deployment = deployment
+        self._call = call
+        self._received = received
+
+    def deliver(self, outcome: Outcome, timing: Timing | None) -> None:
+        call, predictor = self._call, self._predictor
+        if call.over:  # the client has gone, and was counted then
+            return
+        if not outcome.ok:
+            error = outcome.error()
+            self._count(grpc_status(error))
+            call.finish(grpc_status(error), str(error)[:_MAX_DETAILS])
+            return
+        message = self._method.answer(self._request, self._deployment, outcome).SerializeToString()
+        seconds = self._count(grpc.StatusCode.OK)
+        if timing is not None and predictor.server_timing:
+            call.reply(message, (b"server-timing", server_timing(seconds, timing)))
+        else:
+            call.reply(message)
+
+    def cancelled(self) -> None:
+        self._count(grpc.StatusCode.CANCELLED)
+
+    def _count(self, code: grpc.StatusCode) -> float:
+        seconds = time.monotonic() - self._received
+        self._predictor.in_flight -= 1
+        self._predictor.metrics.answered(self._method.protocol, self._deployment.manifest.name, code.name, seconds)
+        return seconds
+
+
+def _not_valid(request_type: type[Message]) -> str:
+    return f"the message is not a valid {request_type.DESCRIPTOR.full_name}"
 
 
 def unary(
@@ -88,8 +201,7 @@ def unary(
 
     async def call(request: RequestT | None, context: Context) -> Message:
         if request is None:
-            text = f"the message is not a valid {request_type.DESCRIPTOR.full_name}"
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(request_type))
         try:
             return await behaviour(request, context)
         except PenstockError as error:
@@ -100,7 +212,7 @@ def unary(
             raise
         except Exception:  # noqa: BLE001  the text of a surprise is not for clients
             _log.exception("%s failed", request_type.DESCRIPTOR.full_name)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error of the gateway; see its log")
+            await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
         raise AssertionError  # abort always raises
 
     def parse(data: bytes) -> RequestT | None:

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from formats.envelope import Prediction
-from formats.errors import InvalidBody, PenstockError
+from formats.envelope import Outcome, Prediction
+from formats.errors import InvalidBody
 from formats.protos import torchserve_pb2 as pb
-from gateway.grpc.service import Context, Predictor, unary
+from gateway.grpc.service import Context, PredictionMethod, unary
 from gateway.readiness import Readiness
 from gateway.rest.torchserve import undeclared
+from gateway.router import Deployment, Router
 
-__all__ = ["SERVICE", "handlers"]
+__all__ = ["SERVICE", "handlers", "prediction_methods"]
 
 SERVICE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 
 
-def handlers(predictor: Predictor, readiness: Readiness) -> dict[str, Any]:
-    """The service's methods by name."""
+def handlers(readiness: Readiness) -> dict[str, Any]:
+    """The methods that do not predict, by name."""
 
     async def ping(_: pb.Empty, __: Context) -> pb.TorchServeHealthResponse:
         status = "Healthy" if readiness.ready else "Unhealthy"
         return pb.TorchServeHealthResponse(health=orjson.dumps({"status": status}).decode())
 
-    async def predictions(request: pb.PredictionsRequest, context: Context) -> pb.PredictionResponse:
-        return await _predict(request, context, predictor)
-
-    return {"Ping": unary(pb.Empty, ping), "Predictions": unary(pb.PredictionsRequest, predictions)}
+    return {"Ping": unary(pb.Empty, ping)}
 
 
-async def _predict(request: pb.PredictionsRequest, context: Context, predictor: Predictor) -> pb.PredictionResponse:
-    received = time.monotonic()
-    try:
-        deployment = predictor.router.deployment(request.model_name, request.model_version)
+def prediction_methods(router: Router) -> dict[str, PredictionMethod]:
+    """The methods that predict, by name."""
+
+    def prepare(request: pb.PredictionsRequest, received: float, limit_s: float) -> tuple[Deployment, Prediction]:
+        deployment = router.deployment(request.model_name, request.model_version)
         prediction = Prediction(
             model=deployment.manifest.name,
             version=deployment.manifest.version,
@@ -44,14 +42,14 @@ async def _predict(request: pb.PredictionsRequest, context: Context, predictor: 
             content_type=undeclared(_text(request.input, "content_type"), deployment.spec.content_types),
             accept=_text(request.input, "accept"),
             mode=deployment.mode,
-            deadline=predictor.deadline(received, context),
-            request_id="",
+            deadline=received + limit_s,
         )
-    except PenstockError as error:
-        predictor.rejected("torchserve-grpc", error)
-        raise
-    outcome = await predictor.predict(deployment, prediction, "torchserve-grpc", received, context)
-    return pb.PredictionResponse(prediction=outcome.body)
+        return deployment, prediction
+
+    def answer(_: pb.PredictionsRequest, __: Deployment, outcome: Outcome) -> pb.PredictionResponse:
+        return pb.PredictionResponse(prediction=outcome.body)
+
+    return {"Predictions": PredictionMethod("torchserve-grpc", pb.PredictionsRequest, prepare, answer)}
 
 
 def _body(entries: Mapping[str, bytes]) -> bytes:

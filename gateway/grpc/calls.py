@@ -1,0 +1,369 @@
+"""gRPC over HTTP/2 on the server's side: messages, time-outs, statuses, and who answers which method.
+
+Facts: gRPC's own "gRPC over HTTP/2". Predictions are answered without a task; every other method (health, reflection,
+metadata) runs as the coroutine that it would be under `grpc.aio`, with as much of its context as such methods use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import struct
+import time
+import urllib.parse
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
+from math import inf
+from typing import Any, NoReturn
+
+import grpc
+
+from gateway.grpc.http2 import Http2Connection, Limits, Stream, encode_headers
+
+__all__ = ["Call", "GrpcApplication", "Hot"]
+
+_log = logging.getLogger("penstock.grpc")
+
+Hot = Callable[[bytes, "Call"], None]
+"""Gets one request message; sees to it that the call is answered, now or later."""
+
+_STATUS_200 = b"\x88"
+"""`:status: 200`, the 8th entry of HPACK's static table."""
+_HEADERS = _STATUS_200 + encode_headers(
+    (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,deflate,gzip")
+)
+_OK = encode_headers((b"grpc-status", b"0"))
+_MESSAGE = struct.Struct(">BI")
+"""Before each message: compressed or not, and its length."""
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
+"""Of zlib, by `grpc-encoding`."""
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
+class BadMessage(Exception):
+    """The client's message cannot be read: the status that says so, and the text."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Call:
+    """One call, as a method sees it; stands where `grpc.aio` gives a `ServicerContext`."""
+
+    __slots__ = (
+        "_application",
+        "_headers_sent",
+        "_trailing",
+        "began",
+        "deadline",
+        "messages",
+        "on_cancel",
+        "over",
+        "stream",
+        "task",
+    )
+
+    def __init__(self, application: GrpcApplication, stream: Stream) -> None:
+        self._application = application
+        self._headers_sent = False
+        self._trailing: list[tuple[bytes, bytes]] = []
+        self.stream = stream
+        self.began = time.monotonic()
+        timeout = stream.headers.get(b"grpc-timeout")
+        self.deadline = inf if timeout is None else self.began + _seconds(timeout)
+        """Monotonic second; infinite when the client set none."""
+        self.over = False
+        self.on_cancel: Callable[[], None] | None = None
+        """Called when the client is gone before it was answered."""
+        self.task: asyncio.Task[None] | None = None
+        self.messages: asyncio.Queue[bytes | None] | None = None
+        """What a streaming client has sent; None at the end."""
+
+    def reply(self, message: bytes, *trailers: tuple[bytes, bytes]) -> None:
+        """The one answer of a unary method, and the end of the call."""
+        if self.over:
+            return
+        self._end()
+        last = _OK + encode_headers(*trailers) if trailers else _OK
+        self.stream.answer(_HEADERS, _MESSAGE.pack(0, len(message)) + message, last)
+
+    def send(self, message: bytes) -> None:
+        """One of several answers."""
+        if not self.over:
+            self.stream.answer(b"" if self._headers_sent else _HEADERS, _MESSAGE.pack(0, len(message)) + message, None)
+            self._headers_sent = True
+
+    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
+        """The end of the call, with a status."""
+        if self.over:
+            return
+        self._end()
+        number: int = code.value[0]
+        trailers = [(b"grpc-status", b"%d" % number), *self._trailing]
+        if details:
+            trailers.append((b"grpc-message", urllib.parse.quote(details, safe=_PRINTABLE).encode()))
+        block = encode_headers(*trailers)
+        self.stream.answer(b"", b"", block if self._headers_sent else _HEADERS + block)
+
+    def cancel(self) -> None:
+        """Nobody waits for an answer any more."""
+        if self.over:
+            return
+        self._end()
+        if self.on_cancel is not None:
+            self.on_cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+    def _end(self) -> None:
+        self.over = True
+        self._application.calls.discard(self)
+
+    # what coroutines written for grpc.aio ask of their context
+
+    def time_remaining(self) -> float | None:
+        return None if self.deadline == inf else max(self.deadline - time.monotonic(), 0.0)
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._trailing = [(name.encode(), value.encode()) for name, value in metadata]
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        self.finish(code, details)
+        raise grpc.aio.AbortError(details)
+
+    async def write(self, message: Any) -> None:
+        self.send(message.SerializeToString())
+
+
+class GrpcApplication:
+    """Answers the streams of all connections: see `gateway.grpc.http2.Application`."""
+
+    def __init__(
+        self, limits: Limits, *, max_message_bytes: int, body_timeout_s: float, header_timeout_s: float
+    ) -> None:
+        self.connections: set[Http2Connection] = set()
+        self.calls: set[Call] = set()
+        self._limits = limits
+        self._max_message_bytes = max_message_bytes
+        self._body_timeout_s = body_timeout_s
+        self._header_timeout_s = header_timeout_s
+        self._hot: dict[bytes, Hot] = {}
+        self._methods: dict[bytes, Any] = {}
+        """`grpc.RpcMethodHandler`, whose types are those of grpc's own synchronous server."""
+
+    def connection(self) -> Http2Connection:
+        """The protocol of a new connection."""
+        return Http2Connection(self, self._limits)
+
+    def add_hot(self, service: str, methods: Mapping[str, Hot]) -> None:
+        """Methods that are answered without a task."""
+        self._hot |= {f"/{service}/{name}".encode(): method for name, method in methods.items()}
+
+    def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
+        """What generated `add_..._to_server` functions call."""
+        self._methods |= {f"/{service}/{name}".encode(): method for name, method in methods.items()}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Generated code calls this with the same methods once more."""
+
+    def enforce(self, now: float) -> None:
+        """End what takes too long: greetings, requests that never end, coroutines past their deadline."""
+        for call in list(self.calls):
+            if call.task is not None and now > call.deadline:
+                task, call.task = call.task, None
+                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+                task.cancel()
+            elif not call.stream.ended and call.messages is None and now > call.began + self._body_timeout_s:
+                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request within {self._body_timeout_s:g} s")
+        for connection in list(self.connections):
+            if not connection.greeted and now > connection.last_activity + self._header_timeout_s:
+                connection.close()
+            elif connection.stalled_since is not None and now > connection.stalled_since + self._body_timeout_s:
+                connection.abort()
+
+    def end_tasks(self) -> list[asyncio.Task[None]]:
+        """End what runs as a coroutine, such as a watch that would never end."""
+        tasks = []
+        for call in list(self.calls):
+            if call.task is not None:
+                tasks.append(call.task)
+                call.finish(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
+                call.task.cancel()
+        return tasks
+
+    # what connections call
+
+    def opened(self, connection: Http2Connection) -> None:
+        self.connections.add(connection)
+
+    def lost(self, connection: Http2Connection) -> None:
+        self.connections.discard(connection)
+
+    def begun(self, stream: Stream) -> None:
+        headers = stream.headers
+        if headers[b":method"] != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            status = (
+                HTTPStatus.METHOD_NOT_ALLOWED if headers[b":method"] != b"POST" else HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+            )
+            stream.answer(b"", b"", encode_headers((b":status", b"%d" % status)))
+            return
+        path = headers[b":path"]
+        call = Call(self, stream)
+        if stream.header_bytes > self._limits.max_header_bytes:
+            text = f"metadata of {stream.header_bytes} bytes exceeds {self._limits.max_header_bytes}"
+            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        elif path in self._hot or path in self._methods:
+            self.calls.add(call)
+            stream.call = call
+            method = self._methods.get(path)
+            if method is not None and method.request_streaming:
+                call.messages = asyncio.Queue()
+                call.task = asyncio.ensure_future(_converse(method, call))
+        else:
+            call.finish(grpc.StatusCode.UNIMPLEMENTED, f"method {path.decode('latin-1')[:200]} is not offered")
+
+    def received(self, stream: Stream) -> None:
+        call = stream.call
+        if not isinstance(call, Call) or call.over:
+            return
+        try:
+            if call.messages is not None:
+                self._feed(call)
+            elif len(stream.body) >= _MESSAGE.size:
+                self._check_length(stream)
+        except BadMessage as error:
+            call.finish(error.code, str(error))
+
+    def ended(self, stream: Stream) -> None:
+        call = stream.call
+        if not isinstance(call, Call) or call.over:
+            return
+        try:
+            if call.messages is not None:
+                self._feed(call)
+                call.messages.put_nowait(None)
+                return
+            message = self._only_message(stream)
+        except BadMessage as error:
+            call.finish(error.code, str(error))
+            return
+        hot = self._hot.get(stream.headers[b":path"])
+        if hot is not None:
+            hot(message, call)
+        else:
+            call.task = asyncio.ensure_future(_answer(self._methods[stream.headers[b":path"]], message, call))
+
+    def dropped(self, stream: Stream) -> None:
+        if isinstance(stream.call, Call):
+            stream.call.cancel()
+
+    def _only_message(self, stream: Stream) -> bytes:
+        body = stream.body
+        if len(body) < _MESSAGE.size:
+            raise BadMessage(grpc.StatusCode.INTERNAL, f"{len(body)} bytes are no message")
+        flag, length = self._check_length(stream)
+        if len(body) != _MESSAGE.size + length:
+            text = f"a request is one message: it says {length} bytes, {len(body) - _MESSAGE.size} came"
+            raise BadMessage(grpc.StatusCode.INTERNAL, text)
+        return self._decoded(stream, flag, bytes(memoryview(body)[_MESSAGE.size :]))
+
+    def _check_length(self, stream: Stream) -> tuple[int, int]:
+        flag, length = _MESSAGE.unpack_from(stream.body)
+        if length > self._max_message_bytes:
+            text = f"received message larger than max ({length} vs. {self._max_message_bytes})"
+            raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        return flag, length
+
+    def _feed(self, call: Call) -> None:
+        """Hand on the messages that are complete."""
+        body = call.stream.body
+        assert call.messages is not None
+        while len(body) >= _MESSAGE.size:
+            flag, length = self._check_length(call.stream)
+            if len(body) < _MESSAGE.size + length:
+                return
+            message = bytes(memoryview(body)[_MESSAGE.size : _MESSAGE.size + length])
+            call.stream.consume(_MESSAGE.size + length)
+            call.messages.put_nowait(self._decoded(call.stream, flag, message))
+
+    def _decoded(self, stream: Stream, flag: int, message: bytes) -> bytes:
+        if flag == 0:
+            return message
+        encoding = stream.headers.get(b"grpc-encoding", b"identity")
+        if flag != 1 or encoding not in _WINDOW_BITS:
+            text = f"compression '{encoding.decode('latin-1')[:50]}' is not supported; identity, deflate and gzip are"
+            raise BadMessage(grpc.StatusCode.UNIMPLEMENTED, text)
+        inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
+        try:
+            plain = inflater.decompress(message, self._max_message_bytes + 1)
+        except zlib.error as error:
+            raise BadMessage(grpc.StatusCode.INTERNAL, f"the message is not {encoding.decode()}: {error}") from error
+        if len(plain) > self._max_message_bytes:
+            text = f"received message larger than max ({self._max_message_bytes}) once decompressed"
+            raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        return plain
+
+
+async def _answer(method: Any, message: bytes, call: Call) -> None:
+    """A method that takes one message."""
+    async with _Guard(call):
+        request = method.request_deserializer(message)
+        if method.response_streaming:
+            await _stream(method.unary_stream(request, call), method, call)
+        else:
+            response = await method.unary_unary(request, call)
+            call.send(method.response_serializer(response))
+            call.finish()
+
+
+async def _converse(method: Any, call: Call) -> None:
+    """A method that takes a stream of messages and gives one."""
+    async with _Guard(call):
+        await _stream(method.stream_stream(_requests(method, call), call), method, call)
+
+
+async def _requests(method: Any, call: Call) -> AsyncIterator[Any]:
+    assert call.messages is not None
+    while (message := await call.messages.get()) is not None:
+        yield method.request_deserializer(message)
+
+
+async def _stream(answers: Any, method: Any, call: Call) -> None:
+    if inspect.isasyncgen(answers):
+        async for answer in answers:
+            call.send(method.response_serializer(answer))
+    else:  # it writes to its context
+        await answers
+    call.finish()
+
+
+class _Guard:
+    """What a coroutine leaves by raising becomes the call's status."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        if error is None or isinstance(error, grpc.aio.AbortError):
+            return True
+        if isinstance(error, asyncio.CancelledError):
+            self._call.finish(grpc.StatusCode.CANCELLED, "cancelled")
+            return False
+        _log.error("a call failed", exc_info=error)
+        self._call.finish(grpc.StatusCode.INTERNAL, "internal error of the gateway; see its log")
+        return True
+
+
+def _seconds(timeout: bytes) -> float:
+    """`grpc-timeout`: at most 8 digits and a unit; one that is malformed counts as none."""
+    number, unit = timeout[:-1], timeout[-1:]
+    if unit not in _UNITS or not number.isdigit() or len(number) > 8:
+        return inf
+    return int(number) * _UNITS[unit]

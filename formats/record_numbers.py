@@ -45,8 +45,10 @@ def varints_in(data: Bytes, first: Positions, last: Positions, dtype: np.dtype[A
         raise ValueError("a number is cut off")
     if final.all():
         return raw.astype(dtype), bounds
-    stops = np.flatnonzero(final)
-    return _joined(raw, dtype)[stops].astype(dtype, copy=False), np.searchsorted(stops, bounds).astype(np.int64)
+    # how many numbers end before each byte: faster than a search for each span
+    before = np.zeros(len(raw) + 1, np.int32)
+    np.cumsum(final, out=before[1:])
+    return _joined(raw, dtype)[np.flatnonzero(final)].astype(dtype, copy=False), before[bounds].astype(np.int64)
 
 
 def _joined(raw: Bytes, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -31,7 +31,11 @@ from formats.protos import record_pb2
 from formats.record import Record, Tensor
 from formats.record_lists import read_lists
 from formats.record_matrix import read_matrix
+from formats.record_sparse import read_sparse
 from formats.recordio import read_records
+
+_BAR = 5.0
+"""How many times as fast as the SDK's reader the bulk readers are to be."""
 
 Measure = Callable[[], float]
 """Runs a reader once over its file and returns the seconds."""
@@ -51,7 +55,15 @@ for line in sys.stdin:
     with open(path, "rb") as file:
         found = read_records(file)
     if kind == "matrix":
-        np.array([r.features["values"].float32_tensor.values for r in found], np.float32)
+        first = found[0].features["values"]
+        tensor = first.WhichOneof("value")
+        np.array([getattr(r.features["values"], tensor).values for r in found], np.float32)
+    if kind == "csr":
+        rows = [r.features["values"].float32_tensor for r in found]
+        np.concatenate([np.array(row.values, np.float32) for row in rows])
+        np.concatenate([np.array(row.keys, np.int64) for row in rows])
+        np.cumsum([len(row.values) for row in rows])
+        np.array([r.label["values"].float32_tensor.values[0] for r in found], np.float32)
     if kind == "arrays":
         for r in found:
             for key in r.features:
@@ -123,6 +135,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "records": _each(record.read),
     "lists": _each(read_lists),
     "matrix": _each(read_matrix),
+    "sparse": _each(read_sparse),
     "images": _each(_decoded_images),
     "lines": _each(jsonlines.read),
 }
@@ -169,6 +182,12 @@ def _write_files(folder: Path) -> dict[str, Path]:
     def dense(width: int) -> Record:
         return Record({"values": Tensor(rng.random(width, np.float32))}, label)
 
+    def whole() -> Record:
+        # as the SDK writes an int64 array
+        return Record(
+            {"values": Tensor(rng.integers(0, 1000, 100, np.int32))}, {"values": Tensor(np.ones(1, np.int32))}
+        )
+
     def pair() -> Record:
         ids = [Tensor(rng.integers(4, 10_000, rng.integers(8, 30), np.int32)) for _ in range(2)]
         return Record({"source": ids[0], "target": ids[1]})
@@ -177,11 +196,18 @@ def _write_files(folder: Path) -> dict[str, Path]:
         keys = np.sort(rng.choice(10_000, 40, replace=False)).astype(np.uint64)
         return Record({"values": Tensor(rng.random(40, np.float32), keys, (10_000,))}, label)
 
+    def varied() -> Record:
+        count = int(rng.integers(0, 90))
+        keys = np.sort(rng.choice(60_000, count, replace=False)).astype(np.uint64)
+        return Record({"values": Tensor(rng.random(count, np.float32), keys, (60_000,))}, label)
+
     made = {
         "dense 100": (dense(100) for _ in range(20_000)),
         "dense 784": (dense(784) for _ in range(10_000)),
+        "whole 100": (whole() for _ in range(20_000)),
         "token ids": (pair() for _ in range(20_000)),
-        "sparse": (sparse() for _ in range(20_000)),
+        "sparse 40": (sparse() for _ in range(20_000)),
+        "sparse 0-89": (varied() for _ in range(20_000)),
     }
     files = {}
     for name, records in made.items():
@@ -269,16 +295,23 @@ def _speed(files: dict[str, Path], rounds: int) -> None:
 def _against_sdk(
     files: dict[str, Path], sdk: Callable[[str, Path], Measure], *, arrays: bool = True
 ) -> Iterator[Comparison]:
-    for name in ("dense 100", "dense 784"):
-        ours = _timed(READERS["matrix"], files[name])
-        yield Comparison(f"{name}: matrix / SDK, messages only", ours, sdk("raw", files[name]), 5.0)
-        if arrays:
-            yield Comparison(f"{name}: matrix / SDK, then to an array", ours, sdk("matrix", files[name]), 5.0)
-    for name, reader in (("token ids", "lists"), ("token ids", "records"), ("sparse", "records")):
+    # (file, our reader, what the SDK's messages are made into, whether the bar holds against the messages too)
+    pairings = [
+        ("dense 100", "matrix", "matrix", True),
+        ("dense 784", "matrix", "matrix", True),
+        ("whole 100", "matrix", "matrix", False),
+        ("sparse 40", "sparse", "csr", True),
+        ("sparse 0-89", "sparse", "csr", False),
+        ("token ids", "lists", "arrays", True),
+        ("sparse 40", "records", "arrays", False),
+        ("token ids", "records", "arrays", False),
+    ]
+    for name, reader, kind, both in pairings:
         ours = _timed(READERS[reader], files[name])
-        yield Comparison(f"{name}: {reader} / SDK, messages only", ours, sdk("raw", files[name]), 0.0)
+        bar = _BAR if reader != "records" else 0.0
         if arrays:
-            yield Comparison(f"{name}: {reader} / SDK, then to arrays", ours, sdk("arrays", files[name]), 0.0)
+            yield Comparison(f"{name}: {reader} / SDK, then to arrays", ours, sdk(kind, files[name]), bar)
+        yield Comparison(f"{name}: {reader} / SDK, messages only", ours, sdk("raw", files[name]), bar if both else 0.0)
 
 
 def _compare(row: Comparison, rounds: int) -> None:
@@ -304,6 +337,7 @@ def _memory(files: dict[str, Path], folder: Path, size_mb: int) -> None:
         "framing": "dense 784",
         "records": "token ids",
         "lists": "token ids",
+        "sparse": "sparse 40",
         "matrix": "dense 784",
         "images": "images",
         "lines": "lines",

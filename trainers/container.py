@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from trainers.job import ChannelSettings, ClientError, Job, read_input_config
@@ -127,12 +128,20 @@ def _start_processes(algorithm: str, prefix: Path, resources: _Resources, num_pr
         *("--master-addr", master, "--master-port", os.environ.get("MASTER_PORT", _MASTER_PORT)),
         *("-m", "penstock", "train", algorithm, "--container", "--prefix", str(prefix)),
     ]
+    stopped = False
     with subprocess.Popen(command) as process:
-        former = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            nonlocal stopped
+            stopped = True
+            process.send_signal(number)
+
+        former = signal.signal(signal.SIGTERM, pass_on)
         try:
-            return process.wait()
+            status = process.wait()
         finally:
             signal.signal(signal.SIGTERM, former)
+    return 0 if stopped else status  # the launcher calls it a failure to have been asked to end
 
 
 def _wait_for_name(host: str) -> None:

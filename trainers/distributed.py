@@ -6,8 +6,11 @@ over gloo, those on GPUs over nccl.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +119,7 @@ def joined() -> Iterator[World]:
             torch.cuda.set_device(0)
         yield ALONE
         return
+    _die_with_launcher()
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -125,3 +129,9 @@ def joined() -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _die_with_launcher() -> None:
+    """A launcher that is killed cannot end its processes, which would go on writing checkpoints beside a new run's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, linux/prctl.h

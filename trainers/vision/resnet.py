@@ -190,8 +190,9 @@ class ResNetV1b(nn.Module):
             if number and stride_so_far * stride > output_stride:
                 stride, dilation = 1, dilation * 2
             stride_so_far *= stride
-            first = _PostUnit(inner, outer, stride, first_dilation, bottleneck=bottleneck)
-            rest = [_PostUnit(outer, outer, 1, dilation, bottleneck=bottleneck) for _ in range(count - 1)]
+            # where dilation replaces a stride, the convolution that had it still sees its finer input
+            first = _PostUnit(inner, outer, stride, (first_dilation, dilation), bottleneck=bottleneck)
+            rest = [_PostUnit(outer, outer, 1, (dilation, dilation), bottleneck=bottleneck) for _ in range(count - 1)]
             stages.append(nn.Sequential(first, *rest))
             inner = outer
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -220,20 +221,23 @@ class ResNetV1b(nn.Module):
 
 
 class _PostUnit(nn.Module):
-    """Convolution, norm, activation: basic (two 3x3) or bottleneck; a projection where the shape changes."""
+    """Convolution, norm, activation: basic (two 3x3) or bottleneck; a projection where the shape changes.
 
-    def __init__(self, inner: int, outer: int, stride: int, dilation: int, *, bottleneck: bool) -> None:
+    `dilations` are those of the first 3x3 convolution, which has the stride, and of the second one.
+    """
+
+    def __init__(self, inner: int, outer: int, stride: int, dilations: tuple[int, int], *, bottleneck: bool) -> None:
         super().__init__()
         self.bottleneck = bottleneck
         narrow = outer // 4 if bottleneck else outer
         if bottleneck:
             self.conv1, self.bn1 = _conv(inner, narrow, 1), _norm(narrow, eps=1e-5)
-            self.conv2, self.bn2 = _conv(narrow, narrow, 3, stride, dilation), _norm(narrow, eps=1e-5)
+            self.conv2, self.bn2 = _conv(narrow, narrow, 3, stride, dilations[0]), _norm(narrow, eps=1e-5)
             self.conv3: nn.Module = _conv(narrow, outer, 1)
             self.bn3: nn.Module = _norm(outer, eps=1e-5)
         else:
-            self.conv1, self.bn1 = _conv(inner, outer, 3, stride, dilation), _norm(outer, eps=1e-5)
-            self.conv2, self.bn2 = _conv(outer, outer, 3, 1, dilation), _norm(outer, eps=1e-5)
+            self.conv1, self.bn1 = _conv(inner, outer, 3, stride, dilations[0]), _norm(outer, eps=1e-5)
+            self.conv2, self.bn2 = _conv(outer, outer, 3, 1, dilations[1]), _norm(outer, eps=1e-5)
             self.conv3 = self.bn3 = nn.Identity()
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inner != outer:

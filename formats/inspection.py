@@ -42,8 +42,13 @@ class _Tally:
         self._max_faults = max_faults
         self._write = write
 
+    @property
+    def shown(self) -> bool:
+        """Whether the first records have all been shown."""
+        return self.records >= self._first
+
     def good(self, where: str, text: Callable[[], str]) -> None:
-        if self.records < self._first:
+        if not self.shown:
             self._write(f"{where}: {text()}")
         self.records += 1
 
@@ -177,17 +182,32 @@ def _images(stream: BinaryIO, name: str, tally: _Tally) -> None:
 
 
 def _protobuf(stream: BinaryIO, name: str, tally: _Tally) -> None:
+    number = offset = 0
     for number, offset, payload in _raw(stream, name, tally):
+        if tally.shown:
+            break
         where = f"record {number} at byte {offset}"
         try:
-            found = record.decode(payload)
+            _count_record(record.decode(payload), where, tally)
         except InvalidBody as error:
             tally.bad(where, str(error))
-            continue
-        label = found.label.get("values")
-        if isinstance(label, record.Tensor) and len(label.values) == 1:
-            tally.count_label(f"{label.values[0]:g}")
-        tally.good(where, lambda found=found: _show_record(found))  # type: ignore[misc]
+    else:
+        return
+
+    # nobody asks where the others are unless they are malformed: several times as fast by whole blocks
+    def bad(rest: int, place: int, fault: str) -> None:
+        tally.bad(f"record {number + rest} at byte {place}", fault)
+
+    stream.seek(offset)
+    for found in record.read(stream, name, start=offset, skip_bad=True, on_bad=bad):
+        _count_record(found, "", tally)
+
+
+def _count_record(found: Record, where: str, tally: _Tally) -> None:
+    label = found.label.get("values")
+    if isinstance(label, record.Tensor) and len(label.values) == 1:
+        tally.count_label(f"{label.values[0]:g}")
+    tally.good(where, lambda: _show_record(found))
 
 
 def _show_record(found: Record) -> str:

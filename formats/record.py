@@ -6,6 +6,7 @@ the same messages in the process (the SageMaker SDK's) does no harm.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ _TENSOR_KINDS: dict[str, np.dtype[Any]] = {
 }
 _KIND_OF = {dtype: kind for kind, dtype in _TENSOR_KINDS.items()}
 _FEW = 256
+# of bytes in a body: below, learning a layout costs more than it saves
+_LARGE = 1 << 15
 MAX_DENSE = 1 << 26
 """Largest number of elements that `dense` allocates for a sparse tensor: its shape is a claim, not data."""
 
@@ -118,6 +121,8 @@ def decode_body(data: bytes) -> list[Record]:
     Raises:
         InvalidBody: names the record's number.
     """
+    if len(data) >= _LARGE:
+        return list(read(io.BytesIO(data), "body"))
     records = []
     for number, payload in enumerate(decode_records(data)):
         try:

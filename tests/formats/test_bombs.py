@@ -21,13 +21,18 @@ import io, json, sys, time
 from pathlib import Path
 from formats import image_record, images, jsonlines, labelled_text, masks, record, timeseries
 from formats.errors import InvalidBody
+from formats.record_lists import read_lists
 from formats.record_matrix import read_matrix
+from formats.record_sparse import read_sparse
 from formats.recordio import decode_records
 
 READERS = {
     "records": decode_records,
     "protobuf": record.decode_body,
     "matrix": lambda data: list(read_matrix(io.BytesIO(data))),
+    "sparse": lambda data: list(read_sparse(io.BytesIO(data))),
+    "lists": lambda data: list(read_lists(io.BytesIO(data))),
+    "stream": lambda data: list(record.read(io.BytesIO(data))),
     "image records": lambda data: list(image_record.read(io.BytesIO(data))),
     "image": images.decode,
     "mask": masks.decode_mask,
@@ -104,6 +109,14 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "protobuf nested 10,000 deep": ("protobuf", lambda: encode_record(deep(10_000))),
     "a sparse row of 2**60": ("matrix", lambda: encode_record(sparse(2**60))),
+    "a second sparse row of 2**60": ("matrix", lambda: encode_record(sparse(2)) + encode_record(sparse(2**60))),
+    "a sparse row wider than int64": ("sparse", lambda: encode_record(sparse(2**63))),
+    "a record of half a million tags": ("sparse", lambda: encode_record(b"\x0a" * 500_000)),
+    "a length of half a million bytes": ("lists", lambda: encode_record(b"\x0a" + b"\xff" * 500_000)),
+    "many records, each unlike the others": (
+        "stream",
+        lambda: b"".join(encode_record(field(1, field(1, b"a" * n) + field(2, b""))) for n in range(200)),
+    ),
     "an image record of 2**32 labels": ("image records", lambda: encode_record(b"\xff" * 4 + bytes(40))),
     "a PNG of 30,000 x 30,000": ("image", lambda: png(30_000, 30_000, (b"IDAT", zeros()))),
     "a mask of 30,000 x 30,000": ("mask", lambda: png(30_000, 30_000, (b"IDAT", zeros()))),

@@ -203,6 +203,29 @@ def test_a_packed_file_is_recognised_and_its_damage_named(tree: Path, tmp_path: 
     assert "label 2: 1" in text
 
 
+def test_malformed_protobuf_records_behind_the_first_are_named_too(tmp_path: Path) -> None:
+    """Behind the first few, which are shown, the file is read by whole blocks."""
+
+    def framed(key: int) -> bytes:
+        tensor = record.Tensor(np.ones(2, np.float32), np.array([key, 1], np.uint64), (9,))
+        label = {"values": record.Tensor(np.ones(1, np.float32))}
+        return record.encode_body([record.Record({"values": tensor}, label)])
+
+    size = len(framed(0))
+    data = bytearray(framed(0) * 50 + framed(9) + framed(0) * 50)
+    data[80 * size] ^= 1
+    (tmp_path / "x.rec").write_bytes(data)
+
+    kind, good, malformed, text = inspected(tmp_path / "x.rec")
+
+    assert (kind, good, malformed) == ("RecordIO of protobuf records", 99, 2)
+    assert f"MALFORMED record 50 at byte {50 * size}: feature 'values' has key 9" in text
+    assert f"MALFORMED record 80 at byte {80 * size}: not RecordIO" in text
+    assert f"record 2 at byte {2 * size}: features 'values' float32[2] sparse of shape [9]: 1, 1" in text
+    assert "record 3 at" not in text
+    assert "label 1: 99" in text
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "records"),
     [

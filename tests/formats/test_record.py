@@ -258,6 +258,16 @@ def test_blocks_give_what_one_record_after_the_other_gives(draw: st.DataObject) 
     assert outcome(read, bytes(data), **options) == outcome(partial(read_decoded, decode), bytes(data), **options)
 
 
+@pytest.mark.parametrize("count", [20, 2000])
+def test_a_body_of_any_size_gives_its_records_or_names_the_wrong_one(count: int) -> None:
+    made = [Record({"v": floats(*range(number % 9))}, {"y": floats(number)}) for number in range(count)]
+    wrong = encode_body([Record({"v": Tensor(np.ones(2, np.float32), np.array([1], np.uint64), (3,))})])
+
+    assert [plain_record(r) for r in decode_body(encode_body(made))] == [plain_record(r) for r in made]
+    with pytest.raises(InvalidBody, match=f"record {count}.*: feature 'v' has 1 keys and 2 values"):
+        decode_body(encode_body(made) + wrong)
+
+
 def test_no_record_keeps_the_block_that_it_came_in() -> None:
     stream = io.BytesIO(encode_body([Record({"v": floats(1, 2, 3)})] * 2000))
 

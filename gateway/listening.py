@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -12,9 +14,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-__all__ = ["asgi_config", "asgi_protocol", "listen", "reserve", "stop_signals"]
+__all__ = ["asgi_config", "asgi_protocol", "listen", "listen_shared", "reserve", "stop_signals"]
 
 _BACKLOG = 2048
+_MAX_FILE = 65_536
+"""A higher file number would cost more kernel memory than it is worth, 8 bytes for each below it."""
+_SPARE_FILES = 64
 
 
 def asgi_config(app: Any) -> uvicorn.Config:
@@ -30,16 +35,40 @@ def asgi_protocol(app: Any) -> Callable[[], asyncio.Protocol]:
     return lambda: HttpToolsProtocol(config, state, {}, asyncio.get_running_loop())
 
 
-async def listen(
-    protocol: Callable[[], asyncio.Protocol], host: str, port: int, *, reuse_port: bool = False
-) -> tuple[asyncio.Server, int]:
+async def listen(protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> tuple[asyncio.Server, int]:
     """Listen on a host's addresses; returns the server and its port. Raises `OSError` that names both when taken."""
     loop = asyncio.get_running_loop()
     try:
-        server = await loop.create_server(protocol, host, port, backlog=_BACKLOG, reuse_port=reuse_port or None)
+        server = await loop.create_server(protocol, host, port, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return server, server.sockets[0].getsockname()[1]
+
+
+async def listen_shared(protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> list[asyncio.Server]:
+    """Listen beside other processes on a port that `reserve` keeps: one server for each address of the host."""
+    try:
+        bound = [
+            _last(_bound(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR))
+            for family, address in _addresses(host, port)
+        ]
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    loop = asyncio.get_running_loop()
+    return [await loop.create_server(protocol, sock=each, backlog=_BACKLOG) for each in bound]
+
+
+def _last(made: socket.socket) -> socket.socket:
+    """The same socket under a high number.
+
+    When a process is killed, Linux releases its files from the highest number down. Clients whose connection breaks
+    come back at once: then the dying listener must be gone, or a third of the kills reset some of them again.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with made:
+        return socket.socket(
+            fileno=fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, max(min(soft, _MAX_FILE) - _SPARE_FILES, 3))
+        )
 
 
 def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
@@ -57,8 +86,7 @@ def reserve(host: str, port: int) -> tuple[list[socket.socket], int]:
     """
     held: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(found):
+        for family, address in _addresses(host, port):
             place = (address[0], port, *address[2:])
             with _socket(family, socket.SO_REUSEADDR) as alone:
                 alone.bind(place)
@@ -82,6 +110,11 @@ def stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 def _signalled(stop: asyncio.Event, hurry: asyncio.Event) -> None:
     (hurry if stop.is_set() else stop).set()
+
+
+def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
 def _hold(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -25,24 +25,24 @@ from gateway.logs import configure_logs
 from gateway.server import Gateway
 from gateway.settings import parse_settings
 
-__all__ = ["MAX_LINE_BYTES", "main"]
+__all__ = ["main"]
 
 _log = logging.getLogger("penstock.process")
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
+_MAX_LINE_BYTES = 16 * 1024 * 1024
+_DEFERENCE_S = 0.5
 
 
 async def _serve(link: socket.socket) -> int:
-    reader, writer = await asyncio.open_connection(sock=link, limit=MAX_LINE_BYTES)
+    reader, writer = await asyncio.open_connection(sock=link, limit=_MAX_LINE_BYTES)
     line = await reader.readline()
     if not line:
         return 0  # the supervisor has gone already
     order = orjson.loads(line)
     settings = parse_settings(order["settings"])
     configure_logs(settings.log_format, order["index"])
-    # a signal may come from the supervisor's own sender, a whole group or an operator: it never counts as the second
-    stop, _ = stop_signals()
-    hurry = asyncio.Event()
+    signalled, _ = stop_signals()
+    stop, hurry = asyncio.Event(), asyncio.Event()
 
     def tell(message: dict[str, Any]) -> None:
         if not writer.is_closing():
@@ -50,9 +50,13 @@ async def _serve(link: socket.socket) -> int:
 
     try:
         gateway = Gateway(settings, Path(order["admin_socket"]))
-        obeying = asyncio.create_task(_obey(reader, gateway, stop, hurry, tell))
+        obeying = [
+            asyncio.create_task(_obey(reader, gateway, stop, hurry, tell)),
+            asyncio.create_task(_heed(signalled, stop)),
+        ]
         await gateway.serve(stop, hurry, lambda started: tell({"started": {"empty": started.empty}}))
-        obeying.cancel()
+        for task in obeying:
+            task.cancel()
     except (PenstockError, OSError, ValueError) as error:
         tell({"failed": " ".join(str(error).splitlines())})
         return 1
@@ -86,6 +90,17 @@ async def _obey(
     if not stop.is_set():
         _log.error("the supervisor is gone: draining")
         stop.set()
+
+
+async def _heed(signalled: asyncio.Event, stop: asyncio.Event) -> None:
+    """A signal drains this process, but the supervisor goes first: it may have had the same signal.
+
+    Whoever stops a service often signals all its processes. Only the supervisor can close every door before any
+    connection, and only its second signal means hurry.
+    """
+    await signalled.wait()
+    await asyncio.sleep(_DEFERENCE_S)
+    stop.set()
 
 
 def main() -> None:

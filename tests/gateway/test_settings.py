@@ -1,10 +1,11 @@
 """Environment, file, precedence, and what a mistake says."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from gateway.settings import read_settings
+from gateway.settings import parse_settings, read_settings
 
 
 @pytest.fixture
@@ -68,6 +69,26 @@ def test_a_mistake_in_the_environment_names_its_field(monkeypatch: pytest.Monkey
 
     with pytest.raises(ValueError, match="max_queue"):
         read_settings()
+
+
+def test_several_processes_share_the_cores_unless_workers_are_stated(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setenv("PENSTOCK_POOLS__FREE__DEVICE", "cpu")
+
+    settings = read_settings(file, processes=3)
+
+    assert (settings.pools["cpu"].workers, settings.pools["free"].workers) == (3, 7 // 3)
+    assert read_settings(file, processes=9).pools["free"].workers == 1
+
+
+def test_settings_told_to_a_process_are_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read_settings(file, processes=3)
+    monkeypatch.setenv("PENSTOCK_HTTP_PORT", "2222")
+    monkeypatch.setenv("PENSTOCK_POOLS__MORE__DEVICE", "cpu")
+
+    assert parse_settings(settings.model_dump_json()).model_dump() == settings.model_dump()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from trainers.job import ClientError
 __all__ = ["InferenceGraph", "write_bundle"]
 
 _GRAPH = "model"
-_CONTENT_TYPES = ["application/x-image", "image/jpeg", "image/png"]
+_CONTENT_TYPES = ["application/x-image", "image/jpeg", "image/png", "application/x-recordio", "application/jsonlines"]
 _ACCEPTS = ["application/json", "application/jsonlines"]
 _PARITY_BATCHES = (1, 7)
 
@@ -72,31 +72,36 @@ def write_bundle(checkpoint: Path, description: dict[str, Any], directory: Path)
     labels = description["labels"]
     if labels:
         (directory / "labels.json").write_text(json.dumps(labels) + "\n")
-    settings: dict[str, str | int | float | bool | list[int] | list[str]] = {
-        "num_classes": num_classes,
-        "image_shape": description["image_shape"],
-        "multi_label": description["multi_label"],
-    }
+    mode = Mode(
+        graph=_GRAPH,
+        placement=["cpu", "gpu"],
+        content_types=_CONTENT_TYPES,
+        accepts=_ACCEPTS,
+        batching=Batching(max_batch_size=32),
+    )
     return Manifest(
         algorithm="image_classification",
         default_mode="predict",
-        modes={
-            "predict": Mode(
-                graph=_GRAPH,
-                placement=["cpu", "gpu"],
-                content_types=_CONTENT_TYPES,
-                accepts=_ACCEPTS,
-                batching=Batching(max_batch_size=32),
-            )
-        },
+        # the second one sees an image as validation did: resized by its shortest side, then cut
+        modes={"predict": mode, "centre_crop": mode},
         graphs={_GRAPH: described},
         golden=golden,
         hyperparameters=description["hyperparameters"],
-        settings=settings | ({"labels": labels} if labels else {}),
+        settings=_settings(description),
         metrics=description["metrics"],
         parity_tolerance=PARITY_TOLERANCE,
         parity=parity,
     )
+
+
+def _settings(description: dict[str, Any]) -> dict[str, str | int | float | bool | list[int] | list[str]]:
+    known: dict[str, str | int | float | bool | list[int] | list[str]] = {
+        "num_classes": description["num_classes"],
+        "image_shape": description["image_shape"],
+        "multi_label": description["multi_label"],
+    }
+    resize, labels = description["hyperparameters"].get("resize"), description["labels"]
+    return known | ({"resize": resize} if resize else {}) | ({"labels": labels} if labels else {})
 
 
 def _load(checkpoint: Path, description: dict[str, Any]) -> InferenceGraph:

@@ -16,7 +16,7 @@ from model_store.store import Bundle, Store, seal
 
 __all__ = ["image_png", "publish_tiny", "tiny_answer", "write_tiny_classifier"]
 
-CONTENT_TYPES = ["application/x-image", "image/jpeg", "image/png"]
+CONTENT_TYPES = ["application/x-image", "image/jpeg", "image/png", "application/x-recordio", "application/jsonlines"]
 ACCEPTS = ["application/json", "application/jsonlines"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -96,7 +96,7 @@ def _manifest(num_classes: int, height: int, width: int) -> Manifest:
     return Manifest(
         algorithm="image_classification",
         default_mode="predict",
-        modes={"predict": mode},
+        modes={"predict": mode, "centre_crop": mode},
         graphs={"model": graph},
         golden=Golden(
             request="golden.png",

@@ -16,6 +16,7 @@ from trainers.checkpoints import save
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.model import build
+from trainers.vision.resnet import Architecture
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,16 +38,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(export(_make_checkpoint(directory / "model"), directory / "bundle"))
 
 
-def _make_checkpoint(directory: Path, **changed: object) -> Path:
+def _make_checkpoint(directory: Path, architecture: Architecture = "resnet_v2", **changed: object) -> Path:
     small = {"num_classes": 3, "num_training_samples": 9, "num_layers": 20, "image_shape": "3,12,16"}
     wanted = parse(Hyperparameters, small | changed)
     torch.manual_seed(0)
-    network = build(num_layers=wanted.num_layers, image_shape=wanted.image_shape, num_classes=wanted.num_classes)
+    network = build(
+        num_layers=wanted.num_layers,
+        image_shape=wanted.image_shape,
+        num_classes=wanted.num_classes,
+        architecture=architecture,
+    )
     with torch.no_grad():
         for _ in range(40):  # until the norms know their inputs: else the softmax saturates and hides differences
             network(torch.randint(0, 256, (8, 3, *wanted.image_shape[1:])))
     description = {
         "algorithm": "image_classification",
+        "architecture": architecture,
         "hyperparameters": plain_values(wanted),
         "num_classes": wanted.num_classes,
         "image_shape": list(wanted.image_shape),

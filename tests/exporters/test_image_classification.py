@@ -47,6 +47,7 @@ def test_the_bundle_verifies_and_says_what_serving_needs(bundle: Bundle) -> None
     }
     assert manifest.graphs["model"].outputs[0].shape == [-1, 3]
     assert manifest.modes["predict"].placement == ["cpu", "gpu"]
+    assert list(manifest.modes) == ["predict", "centre_crop"]
     assert manifest.metrics == {"validation:accuracy": 0.5}
     assert set(manifest.files) == {"model.onnx", "model.pt", "golden.png", "golden.json", "labels.json"}
 
@@ -57,6 +58,7 @@ def test_the_bundle_verifies_and_says_what_serving_needs(bundle: Bundle) -> None
         {},
         {"multi_label": 1, "image_shape": "1,12,16"},
         {"num_layers": 50, "image_shape": "3,40,16"},  # bottleneck units, the large stem
+        {"num_layers": 50, "image_shape": "3,40,16", "architecture": "resnet_v1b"},
     ],
     ids=str,
 )

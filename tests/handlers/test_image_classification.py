@@ -1,3 +1,4 @@
+import base64
 import io
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 from PIL import Image
 
 from formats.envelope import Outcome, Prediction, Tensor
+from formats.image_record import encode as encode_image_record
+from formats.image_record import image_record
+from formats.recordio import encode_record
 from handlers.algorithms import load_handler
 from handlers.graph import Runtime
 from handlers.handler import Handler
@@ -165,6 +169,105 @@ def test_a_type_refused_by_name_is_not_given_by_wildcard(handler: Handler) -> No
     outcome = only(handler.predict([ask(image_png(RED), accept="*/*, application/json;q=0")]))
 
     assert outcome.content_type == "application/jsonlines"
+
+
+def records(*payloads: bytes, split: bool = True) -> bytes:
+    return b"".join(encode_record(payload, split=split) for payload in payloads)
+
+
+def lines(*bodies: bytes) -> bytes:
+    return b"".join(orjson.dumps({"image": base64.b64encode(body).decode()}) + b"\n" for body in bodies)
+
+
+RED_RECORD = encode_image_record(image_record(7, 1.0, image_png(RED)))
+BLUE_RECORD = encode_image_record(image_record(8, [0.0, 1.0, 1.0], image_png(BLUE)))
+MANY = {
+    "image records": ("application/x-recordio", records(RED_RECORD, BLUE_RECORD)),
+    "bare images": ("application/x-recordio", records(image_png(RED), image_png(BLUE), split=False)),
+    "without the last padding": ("application/x-recordio", records(RED_RECORD, BLUE_RECORD).rstrip(b"\0")),
+    "lines": ("application/jsonlines", lines(image_png(RED), image_png(BLUE))),
+}
+
+
+@pytest.mark.parametrize("form", MANY)
+@pytest.mark.parametrize("accept", ["", "application/jsonlines", "application/json"])
+def test_many_images_in_one_body_are_answered_in_order(handler: Handler, form: str, accept: str) -> None:
+    content_type, body = MANY[form]
+    outcome = only(handler.predict([ask(body, content_type, accept)]))
+
+    assert outcome.ok, outcome.error_message
+    assert outcome.content_type == (accept or "application/jsonlines")
+    answers = (
+        orjson.loads(outcome.body)
+        if accept == "application/json"
+        else [orjson.loads(line)["prediction"] for line in outcome.body.splitlines()]
+    )
+    assert answers == [pytest.approx(tiny_answer(image).tolist(), abs=1e-6) for image in (RED, BLUE)]
+
+
+def test_one_record_is_still_a_list_of_one(handler: Handler) -> None:
+    outcome = only(handler.predict([ask(records(RED_RECORD), "application/x-recordio", "application/json")]))
+
+    assert len(orjson.loads(outcome.body)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "told"),
+    [
+        ("application/x-recordio", records(RED_RECORD, b"junk"), "record 1: 4 bytes, an image record has a header"),
+        ("application/x-recordio", records(RED_RECORD)[:-9], "record 0 at byte 0: truncated"),
+        ("application/x-recordio", records(RED_RECORD, RED_RECORD[:60]), "record 1: PNG of 36 bytes is truncated"),
+        ("application/x-recordio", b"", "no records"),
+        ("application/x-recordio", image_png(RED), "not RecordIO"),
+        ("application/jsonlines", b"", "no JSON lines"),
+        ("application/jsonlines", lines(image_png(RED)) + b'{"data": 3}\n', "line 1: 'image' must be a base64 text"),
+        ("application/jsonlines", b'{"image": "%%%%"}', "line 0: 'image' is not base64"),
+        ("application/jsonlines", lines(b"hello"), "line 0: image is not a JPEG or PNG file"),
+        ("application/jsonlines", b"[1]", "expected a JSON object, got an array"),
+        ("application/jsonlines", b'{"image": "\xff"}', "not valid JSON"),
+    ],
+)
+def test_a_bad_part_is_named_and_its_neighbours_in_the_batch_are_unharmed(
+    handler: Handler, content_type: str, body: bytes, told: str
+) -> None:
+    good = ask(image_png(RED))
+    first, bad, last = handler.predict([good, ask(body, content_type), good])
+
+    assert (first.ok, bad.error_code, last.ok) == (True, "InvalidBody", True)
+    assert told in bad.error_message
+
+
+def test_ten_thousand_images_in_one_body_are_answered_in_parts(handler: Handler) -> None:
+    body = records(RED_RECORD) * 9_999 + records(BLUE_RECORD)
+    outcome = only(handler.predict([ask(body, "application/x-recordio", "application/json")]))
+
+    assert np.argmax(orjson.loads(outcome.body), axis=1).tolist() == [0] * 9_999 + [2]
+
+
+def test_more_than_fits_into_memory_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    handler = load_handler(Bundle.open(write_tiny_classifier(tmp_path, height=4096, width=4096)), Runtime())
+    outcome = only(handler.predict([ask(records(RED_RECORD) * 6, "application/x-recordio")]))
+
+    assert outcome.error_message == "6 images in one request; at most 5 are accepted"
+
+
+def test_many_small_files_of_many_pixels_are_refused(handler: Handler) -> None:
+    """A black PNG of 36 million pixels takes 36 kB; each alone is accepted, five of them are not."""
+    black = encoded(Image.new("1", (6000, 6000)), "PNG")
+    outcome = only(handler.predict([ask(records(*[black] * 5, split=False), "application/x-recordio")]))
+
+    assert outcome.error_message == "record 4: more than 160000000 pixels in one request"
+
+
+def test_centre_crop_sees_what_validation_saw(handler: Handler) -> None:
+    """A wide image, red in its middle third: squeezed it is mixed, cut it is red."""
+    wide = np.concatenate([BLUE, RED, BLUE], axis=1)
+    squeezed = ask(image_png(wide))
+    cut = Prediction("tiny", "1", image_png(wide), "image/png", mode="centre_crop")
+    mixed, red = (orjson.loads(outcome.body) for outcome in handler.predict([squeezed, cut]))
+
+    assert red == pytest.approx(tiny_answer(RED).tolist(), abs=1e-6)
+    assert mixed != pytest.approx(red, abs=0.1)
 
 
 def test_bad_items_fail_alone(handler: Handler) -> None:

@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-__all__ = ["asgi_config", "asgi_protocol", "listen", "listen_shared", "reserve", "stop_signals"]
+__all__ = ["asgi_config", "asgi_protocol", "listen", "reserve", "stop_signals"]
 
 _BACKLOG = 2048
 _MAX_FILE = 65_536
@@ -35,27 +35,24 @@ def asgi_protocol(app: Any) -> Callable[[], asyncio.Protocol]:
     return lambda: HttpToolsProtocol(config, state, {}, asyncio.get_running_loop())
 
 
-async def listen(protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> tuple[asyncio.Server, int]:
-    """Listen on a host's addresses; returns the server and its port. Raises `OSError` that names both when taken."""
+async def listen(
+    protocol: Callable[[], asyncio.Protocol], host: str, port: int, *, reuse_port: bool = False
+) -> tuple[asyncio.Server, int]:
+    """Listen on a host's addresses; returns the server and its port. Raises `OSError` that names both when taken.
+
+    With `reuse_port`, beside other processes that do so too, on a port that a supervisor keeps with `reserve`.
+    """
     loop = asyncio.get_running_loop()
     try:
-        server = await loop.create_server(protocol, host, port, backlog=_BACKLOG)
+        found = _addresses(host, port) if reuse_port else []
+        if len(found) == 1:
+            bound = _last(_bound(*found[0], socket.SO_REUSEPORT, socket.SO_REUSEADDR))
+            server = await loop.create_server(protocol, sock=bound, backlog=_BACKLOG)
+        else:  # a server has one such socket or none; a name with several addresses does without
+            server = await loop.create_server(protocol, host, port, backlog=_BACKLOG, reuse_port=reuse_port or None)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return server, server.sockets[0].getsockname()[1]
-
-
-async def listen_shared(protocol: Callable[[], asyncio.Protocol], host: str, port: int) -> list[asyncio.Server]:
-    """Listen beside other processes on a port that `reserve` keeps: one server for each address of the host."""
-    try:
-        bound = [
-            _last(_bound(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR))
-            for family, address in _addresses(host, port)
-        ]
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    loop = asyncio.get_running_loop()
-    return [await loop.create_server(protocol, sock=each, backlog=_BACKLOG) for each in bound]
 
 
 def _last(made: socket.socket) -> socket.socket:

@@ -20,7 +20,7 @@ from gateway.backends.backend import find_backend
 from gateway.catalog import Catalog
 from gateway.grpc.server import GrpcFront
 from gateway.grpc.service import Predictor
-from gateway.listening import asgi_config, asgi_protocol, listen, listen_shared, stop_signals
+from gateway.listening import asgi_config, asgi_protocol, listen, stop_signals
 from gateway.metrics import Metrics
 from gateway.pool import Pool
 from gateway.readiness import Readiness
@@ -78,7 +78,7 @@ class Gateway:
         self._predictor = Predictor(settings, self.catalog.router, self._metrics)
         self._grpc = GrpcFront(settings, self._predictor, self.readiness, reuse_port=admin_socket is not None)
         self._state = ServerState()
-        self._doors: list[asyncio.Server] = []
+        self._http: asyncio.Server | None = None
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -168,8 +168,8 @@ class Gateway:
 
     def close_door(self) -> None:
         """Take no new HTTP connections; those that there are go on."""
-        for server in self._doors:
-            server.close()
+        if self._http is not None:
+            self._http.close()
 
     async def stop(self) -> None:
         """Close everything that `start` opened, whatever state it is in."""
@@ -177,8 +177,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for each in (*self._doors, *self._servers):
-            each.close()
+        for server in self._servers:
+            server.close()
         connections: Any = list(self._state.connections)
         for connection in connections:
             connection.transport.close()
@@ -221,16 +221,13 @@ class Gateway:
         settings = self.settings
         config = asgi_config(build_app(settings, self.catalog.router, self.readiness))
         await self._grpc.refresh_health()
-
-        def door() -> FrontDoor:
-            return FrontDoor(config, self._state, self._door)
-
-        if self._admin_socket is not None:
-            self._doors = await listen_shared(door, settings.host, settings.http_port)
-            self.http_port = settings.http_port
-        else:
-            server, self.http_port = await listen(door, settings.host, settings.http_port)
-            self._doors = [server]
+        self._http, self.http_port = await listen(
+            lambda: FrontDoor(config, self._state, self._door),
+            settings.host,
+            settings.http_port,
+            reuse_port=self._admin_socket is not None,
+        )
+        self._servers.append(self._http)
         self.grpc_port = await self._grpc.start(settings.host, settings.grpc_port)
 
     async def _open_management(self) -> None:

@@ -20,6 +20,11 @@ from tests.bundles import image_png, publish_tiny
 from tests.gateway import graphs
 from tests.gateway.live import EMBEDDED, LiveGateway, serving
 
+IN_PROCESS = """
+[pools.cpu]
+device = "cpu"
+workers = 0
+"""
 TORCHSERVE = """
 [pools.cpu]
 device = "cpu"
@@ -57,12 +62,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(scope="session", params=["embedded", pytest.param("torchserve", marks=pytest.mark.torchserve)])
+@pytest.fixture(
+    scope="session", params=["embedded", "in_process", pytest.param("torchserve", marks=pytest.mark.torchserve)]
+)
 def live(request: pytest.FixtureRequest, zoo: Path) -> Iterator[LiveGateway]:
     """A real gateway over the zoo, once for each backend."""
     if request.param == "torchserve" and shutil.which("java") is None:
         pytest.skip("TorchServe needs Java")
-    pools = EMBEDDED if request.param == "embedded" else TORCHSERVE
+    pools = {"embedded": EMBEDDED, "in_process": IN_PROCESS, "torchserve": TORCHSERVE}[request.param]
     with serving(zoo, pools + ENDPOINTS, top=TOP, wait_s=150) as gateway:
         yield gateway
 

@@ -8,7 +8,7 @@ TORCH  := torch==2.13.0
 # ONNX Runtime would keep a device id in the home directory and report home
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: install run test test-slow bench bench-formats lint types imports protos clean
+.PHONY: install run test test-slow bench bench-peers bench-formats lint types imports protos clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test       install everything, then lint, types, import rules and all tests"
 	@echo "make test-slow  the long tests; real data is read from PENSTOCK_DATA"
 	@echo "make bench      serving speed beside its peers; writes docs/benchmarks/serving.md"
+	@echo "make bench-peers  beforehand: install LitServe, MLServer and Triton for it, each in .run/peers"
 	@echo "make install    only the environment that make test needs"
 	@echo "make clean      remove what was built, the demonstration's models included"
 
@@ -58,6 +59,15 @@ test-slow: .venv/.all-installed
 
 bench: .venv/.all-installed
 	$(BIN)/python -m loadtests.bench
+
+# each in a virtual environment of its own: their packages would change what Penstock runs on
+PEERS := litserve mlserver triton
+bench-peers: $(PEERS:%=.run/peers/%/.installed)
+
+.run/peers/%/.installed: loadtests/bench/servers/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 bench-formats: .venv/.all-installed
 	$(BIN)/python -m loadtests.bench_formats

@@ -1,153 +1,131 @@
-"""Penstock beside its peers and the limit, in one interleaved run: `python -m loadtests.bench [--quick]`.
+"""Penstock beside its peers and the limit, interleaved: `python -m loadtests.bench [report] [--cases ...]`.
 
-Takes up to 8 minutes, with `--quick` up to 2.5. Everything listens on free ports of loopback and is stopped at the end.
+Each case starts its own peers, on free ports of loopback, and stops them. What is measured replaces what was kept of
+the same case and number of connections in docs/benchmarks/serving/, and the page is written anew; with `--peers` or
+`--rounds` below 5 nothing is kept, unless `--keep` is given. `report` only writes the page.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import shlex
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from loadtests.bench.lineup import make_models, missing_java, servers
-from loadtests.bench.load import generator_name
-from loadtests.bench.peers import ROOT, NotStarted, RawLimit, Server
-from loadtests.bench.report import CONNECTIONS, Results, write_report
-from loadtests.bench.requests import NAMES
+from loadtests.bench.cases import CASES, CONNECTIONS
+from loadtests.bench.lineup import MANY, PEERS
+from loadtests.bench.peers import ROOT, NotStarted
+from loadtests.bench.published import make_model
+from loadtests.bench.report import tables, write_report
+from loadtests.bench.results import Trial, load, save
+from loadtests.bench.rounds import Plan, run_case, say
 
 __all__ = ["main"]
 
-Peer = Server | RawLimit
-_START_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    num_rounds: int
-    seconds: int
-    """Of each measurement."""
-    warm_up_s: int
-    """Of each peer and model, before the first round."""
-    limit_s: float
-    """No round begins that might end after this."""
-
-
-FULL = Plan(num_rounds=5, seconds=2, warm_up_s=4, limit_s=475)
-QUICK = Plan(num_rounds=2, seconds=1, warm_up_s=1, limit_s=140)
+_FEWEST_ROUNDS = 5
+"""Below these, medians are not worth keeping."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s instead of 5 of 2 s.")
-    parser.add_argument("--output", type=Path, help="Default: docs/benchmarks/serving.md; with --quick, none.")
-    options = parser.parse_args(arguments)
-    plan = QUICK if options.quick else FULL
-    output = options.output or (None if options.quick else ROOT / "docs" / "benchmarks" / "serving.md")
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # both, for a shell starts what is in the background without the first
+    options = _options(arguments)
+    pages = options.output
+    if options.action == "report":
+        return _write_page(pages)
+    # both: a shell starts what is in the background without the first
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    command = "python -m loadtests.bench" + (" --quick" if options.quick else "")
-    results = Results(command, plan.seconds, os.cpu_count() or 1, os.getloadavg()[0])
+    plan = Plan(
+        command=shlex.join(["python", "-m", "loadtests.bench", *arguments]),
+        connections=options.connections,
+        peers=options.peers,
+        num_rounds=options.rounds,
+        seconds=options.seconds,
+        warm_up_s=options.warm_up,
+        limit_s=options.limit_s,
+        load_before=os.getloadavg()[0],
+    )
+    keep = options.keep or (not options.peers and options.rounds >= _FEWEST_ROUNDS)
     try:
-        _run(plan, results)
+        _run(plan, options.cases, pages if keep else None)
     except KeyboardInterrupt:
-        _say("interrupted; everything is stopped")
+        say("interrupted; everything is stopped")
         return 130
     except (NotStarted, RuntimeError, ValueError, OSError) as error:
-        _say(f"failed: {error}")
+        say(f"failed: {error}")
         return 1
-    text = write_report(results)
-    print(text)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
-        _say(f"wrote {output}")
+    return _write_page(pages) if keep else 0
+
+
+def _run(plan: Plan, cases: Sequence[str], pages: Path | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
+        for case in cases:
+            say(f"{case}: making the model")
+            make_model(Path(name), CASES[case].model)
+            trials = run_case(plan, CASES[case], Path(name))
+            print("\n".join(tables({(trial.case, trial.connections): trial for trial in trials})), flush=True)
+            _print_ratios(trials)
+            if pages is not None:
+                save(pages / "serving", trials)
+
+
+def _print_ratios(trials: Sequence[Trial]) -> None:
+    """Of the first of each to the others, for who steers by them."""
+    for trial in trials:
+        first, *others = (peer.name for peer in PEERS.values() if peer.name in trial.samples)
+        ratios = ((name, trial.ratio(first, name)) for name in others)
+        print(
+            f"c={trial.connections}: {first} / " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios if ratio)
+        )
+
+
+def _write_page(pages: Path) -> int:
+    trials = load(pages / "serving")
+    if not trials:
+        say(f"nothing is kept in {pages / 'serving'}")
+        return 1
+    page = pages / "serving.md"
+    page.write_text(write_report(trials, notes=pages / "serving" / "notes.md"))
+    say(f"wrote {page}")
     return 0
 
 
-def _run(plan: Plan, results: Results) -> None:
-    give_up = time.monotonic() + plan.limit_s
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
-        directory = Path(name)
-        _say("making the models")
-        make_models(directory)
-        lineup: list[Peer] = [*servers(directory, results.num_workers), RawLimit(directory, results.num_workers)]
-        requests = next(peer.requests for peer in lineup if isinstance(peer, Server))
-        results.generators = ", ".join(f"{generator_name(requests[model])} for {model}" for model in NAMES)
-        with _started(lineup, results) as peers:
-            for peer in peers:
-                for model in NAMES:
-                    peer.measure(model, CONNECTIONS[1], plan.warm_up_s)  # a JVM, for one, gets faster as it goes
-            while results.num_rounds < plan.num_rounds:
-                began = time.monotonic()
-                _round(peers, plan, results)
-                results.num_rounds += 1
-                _say(f"round {results.num_rounds} of {plan.num_rounds}: {time.monotonic() - began:.0f} s")
-                if results.num_rounds < plan.num_rounds and 2 * time.monotonic() - began > give_up:
-                    _say("stopping early: another round would take too long")
-                    break
-            for peer in peers:
-                peer.check()
-            results.peak_rss_bytes = {peer.name: peer.peak_rss_bytes for peer in peers}
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", nargs="?", choices=["run", "report"], default="run")
+    parser.add_argument("--cases", type=_names(CASES), default=list(CASES), help=f"Of {','.join(CASES)}; default: all.")
+    parser.add_argument("--peers", type=_names(PEERS), default=[], help=f"Of {','.join(PEERS)}; default: all.")
+    parser.add_argument(
+        "--connections",
+        type=lambda text: [int(each) for each in text.split(",")],
+        default=[*CONNECTIONS, MANY],
+        help=f"Default: {','.join(map(str, CONNECTIONS))}, and {MANY} for Penstock with the tiny model.",
+    )
+    parser.add_argument("--rounds", type=int, default=_FEWEST_ROUNDS, help="Default: 5.")
+    parser.add_argument("--seconds", type=int, default=1, help="Of each figure in each round; default: 1.")
+    parser.add_argument("--warm-up", type=int, default=2, help="Seconds for each peer of a case; default: 2.")
+    parser.add_argument("--limit-s", type=float, default=600, help="No round begins that may end later; for each case.")
+    parser.add_argument("--keep", action="store_true", help="Keep the samples whatever they are.")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks", help="Where the page lies.")
+    return parser.parse_args(arguments)
 
 
-@contextlib.contextmanager
-def _started(lineup: Sequence[Peer], results: Results) -> Iterator[list[Peer]]:
-    """Those that take part, started side by side. Only Penstock itself has to."""
-    absent: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        # last in, first out: all are asked to end before the first is waited for
-        for peer in lineup:
-            stack.callback(peer.stop)
-        for peer in lineup:
-            stack.callback(peer.begin_stop)
-        for peer in lineup:
-            if "TorchServe" in peer.name and (reason := missing_java()):
-                absent[peer.name] = reason
-                continue
-            peer.start()
-        for peer in lineup:
-            if peer.name in absent:
-                continue
-            try:
-                peer.wait_ready(_START_TIMEOUT_S)
-                _say(f"ready: {peer.name}")
-            except NotStarted as error:
-                if peer is lineup[0]:
-                    raise
-                absent[peer.name] = str(error)
-                peer.begin_stop()
-        for name, reason in absent.items():
-            _say(f"left out: {name}: {reason}")
-        results.absent = absent
-        yield [peer for peer in lineup if peer.name not in absent]
+def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """A parser of known names, parted by commas."""
 
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name}: expected some of {', '.join(known)}")
+        return names
 
-def _round(peers: Sequence[Peer], plan: Plan, results: Results) -> None:
-    """Everything once; each time another peer begins, so that none is always measured after the same neighbour."""
-    for turn, (model, connections) in enumerate((model, c) for model in NAMES for c in CONNECTIONS):
-        first = (turn + results.num_rounds) % len(peers)
-        found = {}
-        for peer in [*peers[first:], *peers[:first]]:
-            # the limit knows no connections, only one process or all of them
-            again = isinstance(peer, RawLimit) and connections > CONNECTIONS[1]
-            earlier = results.samples.get((peer.name, model, CONNECTIONS[1]), [])
-            found[peer.name] = earlier[-1] if again else peer.measure(model, connections, plan.seconds)
-        for peer in peers:
-            results.samples.setdefault((peer.name, model, connections), []).append(found[peer.name])
-
-
-def _say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    return parse
 
 
 if __name__ == "__main__":

@@ -1,144 +1,166 @@
-"""How each contestant is set up."""
+"""Who takes part, in which cases, and how each is set up."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import shutil
-import subprocess
 import sys
-import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtests.bench.peers import ROOT, NotStarted, Server, free_ports
-from loadtests.bench.requests import NAMES, naive_requests, penstock_requests, torchserve_requests
+from loadtests.bench import foreign
+from loadtests.bench.cases import CASES, CONNECTIONS, Case, Wire
+from loadtests.bench.peers import CORES, RawLimit, Server, free_ports
+from loadtests.bench.published import NUM_IDLE, publish_idle
+from loadtests.bench.requests import build
+from loadtests.bench.torchserve import batching, check_java, torchserve
 
-__all__ = ["BATCHING", "NAIVE", "PENSTOCK", "PENSTOCK_TORCHSERVE", "TORCHSERVE", "make_models", "servers"]
+__all__ = ["MANY", "PEERS", "Contestant", "contestants"]
 
-PENSTOCK = "Penstock"
-PENSTOCK_TORCHSERVE = "Penstock before TorchServe"
-TORCHSERVE = "TorchServe"
-BATCHING = "TorchServe, batches of 32 or 5 ms"
-NAIVE = "FastAPI + onnxruntime"
-
-
-def make_models(directory: Path) -> None:
-    """Write the graphs and publish them into `directory/store`, as a user would."""
-    _run(sys.executable, "-m", "loadtests.bench.models", str(directory))
-    for model in NAMES:
-        _run(
-            *(sys.executable, "-m", "penstock", "publish", str(directory / f"{model}.onnx")),
-            *("--algorithm", "tensor", "--name", model, "--store", str(directory / "store")),
-        )
+_ALL: frozenset[Wire] = frozenset({"json", "oip", "binary", "grpc", "image"})
+_HTTP = _ALL - {"grpc"}
+MANY = 1024
+"""Connections at which Penstock alone is measured, with the tiny model."""
 
 
-def servers(directory: Path, num_workers: int) -> list[Server]:
-    """All that speak HTTP, not started yet."""
-    return [
-        _penstock(PENSTOCK, directory, num_workers, {}),
-        _torchserve(TORCHSERVE, directory, ""),
-        _naive(directory),
-        _torchserve(BATCHING, directory, _batching(num_workers)),
-        _penstock(PENSTOCK_TORCHSERVE, directory, num_workers, {"BACKEND": "torchserve", "MANAGED": "true"}),
-    ]
+@dataclass(frozen=True)
+class Contestant:
+    key: str
+    """What `--peers` knows it by."""
+    name: str
+    make: Callable[[str, Path, Case], Server | RawLimit]
+    """From the name, the directory of the models and the case; raises NotStarted where it cannot take part."""
+    explanation: str
+    wires: frozenset[Wire]
+    models: frozenset[str] = field(default_factory=lambda: frozenset(case.model for case in CASES.values()))
+    cases: frozenset[str] = frozenset()
+    """Only these, if any are named."""
+    connections: tuple[int, ...] = CONNECTIONS
+
+    def takes_part(self, case: Case) -> bool:
+        return case.wire in self.wires and case.model in self.models and (not self.cases or case.name in self.cases)
 
 
-def _penstock(name: str, directory: Path, num_workers: int, pool: dict[str, str]) -> Server:
-    http_port, grpc_port, admin_port = free_ports(3)
-    pool = {"DEVICE": "cpu", "WORKERS": str(num_workers), **pool}
-    return Server(
-        name,
-        [sys.executable, "-m", "penstock", "serve"],
-        http_port,
-        penstock_requests(directory),
-        directory / name.lower().replace(" ", "-"),
-        {
-            "PENSTOCK_STORE": str(directory / "store"),
+def contestants(case: Case, keys: list[str]) -> list[Contestant]:
+    """Those of the case, or those of them that are named; in the order of the line-up."""
+    return [each for each in PEERS.values() if each.takes_part(case) and (not keys or each.key in keys)]
+
+
+def _penstock(**settings: str) -> Callable[[str, Path, Case], Server]:
+    """Args: settings: of the gateway; pools__cpu__ is left out."""
+
+    def make(name: str, directory: Path, case: Case) -> Server:
+        store = publish_idle(directory, case.model) if "idle" in name else directory / "store"
+        http_port, grpc_port, admin_port = free_ports(3)
+        environment = {
+            "PENSTOCK_STORE": str(store),
             "PENSTOCK_HOST": "127.0.0.1",
             "PENSTOCK_HTTP_PORT": str(http_port),
             "PENSTOCK_GRPC_PORT": str(grpc_port),
             "PENSTOCK_ADMIN_PORT": str(admin_port),
-            **{f"PENSTOCK_POOLS__CPU__{key}": value for key, value in pool.items()},
-        },
-    )
+            "PENSTOCK_POOLS__CPU__DEVICE": "cpu",
+            **{f"PENSTOCK_{key}": value for key, value in settings.items()},
+        }
+        port = grpc_port if case.wire == "grpc" else http_port
+        home = directory / "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+        command = [sys.executable, "-m", "penstock", "serve"]
+        return Server(name, command, port, build(directory, case, "penstock"), home, environment)
+
+    return make
 
 
-def _naive(directory: Path) -> Server:
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "loadtests.bench.naive", str(port), str(directory)]
-    return Server(NAIVE, command, port, naive_requests(directory), directory / "naive")
+def _before_torchserve(name: str, directory: Path, case: Case) -> Server:
+    check_java()
+    pool = {"POOLS__CPU__BACKEND": "torchserve", "POOLS__CPU__MANAGED": "true", "POOLS__CPU__WORKERS": str(CORES)}
+    return _penstock(**pool)(name, directory, case)
 
 
-def _batching(num_workers: int) -> str:
-    return f"batchSize: 32\nmaxBatchDelay: 5\nminWorkers: {num_workers}\nmaxWorkers: {num_workers}\n"
+def _bare(module: str, num_processes: int) -> Callable[[str, Path, Case], Server]:
+    def make(name: str, directory: Path, case: Case) -> Server:
+        (port,) = free_ports(1)
+        wire = () if case.wire == "grpc" else (case.wire,)
+        arguments = (str(port), str(directory), case.model, *wire, str(num_processes))
+        command = [sys.executable, "-m", f"loadtests.bench.servers.{module}", *arguments]
+        request = build(directory, case, "bare")
+        return Server(name, command, port, request, directory / f"{module}-{num_processes}")
+
+    return make
 
 
-def _torchserve(name: str, directory: Path, model_config: str) -> Server:
-    """TorchServe as it comes: only addresses differ from its defaults, which start one worker per core and model."""
-    home = directory / f"torchserve{'-batching' if model_config else ''}"
-    for each in ("tmp", "store"):
-        (home / each).mkdir(parents=True, exist_ok=True)
-    for model in NAMES:
-        _write_archive(home / "store" / f"{model}.mar", model, directory / f"{model}.onnx", model_config)
-    inference, management, metrics, grpc_inference, grpc_management = free_ports(5)
-    lines = [
-        f"inference_address=http://127.0.0.1:{inference}",
-        f"management_address=http://127.0.0.1:{management}",
-        f"metrics_address=http://127.0.0.1:{metrics}",
-        f"grpc_inference_port={grpc_inference}",
-        f"grpc_management_port={grpc_management}",
-        "number_of_gpu=0",  # every peer computes on the processor
-    ]
-    (home / "config.properties").write_text("\n".join(lines) + "\n")
-    command = [
-        *(sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--disable-token-auth"),
-        *("--model-store", str(home / "store"), "--models", *(f"{model}={model}.mar" for model in NAMES)),
-        *("--ts-config", str(home / "config.properties")),
-    ]
-    # both, or two servers on one machine take each other's sockets
-    environment = {"TMPDIR": str(home / "tmp"), "TEMP": str(home / "tmp")}
-    return Server(
-        name,
-        command,
-        inference,
-        torchserve_requests(directory),
-        home,
-        environment,
-        is_ready=lambda: all(_workers_ready(management, model) for model in NAMES),
-    )
+def _raw(_: str, directory: Path, case: Case) -> RawLimit:
+    return RawLimit(directory / f"{case.model}.onnx", directory / f"{case.model}.x.npy", CORES)
 
 
-def _write_archive(path: Path, model: str, graph: Path, model_config: str) -> None:
-    described = {"modelName": model, "modelVersion": "1.0", "handler": "torchserve_handler.py"}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        if model_config:
-            described["configFile"] = "model-config.yaml"
-            archive.writestr("model-config.yaml", model_config)
-        signature = {"runtime": "python", "archiverVersion": "0.12.0", "model": described}
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(signature))
-        archive.write(Path(__file__).with_name("torchserve_handler.py"), "torchserve_handler.py")
-        archive.write(graph, graph.name)
-
-
-def _workers_ready(management: int, model: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", management, timeout=10)
-    try:
-        connection.request("GET", f"/models/{model}")
-        (described,) = json.load(connection.getresponse())
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-    workers = described["workers"]
-    return len(workers) == described["maxWorkers"] and all(each["status"] == "READY" for each in workers)
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NotStarted(f"{' '.join(command[1:])}: {done.stderr.strip()[-500:]}")
-
-
-def missing_java() -> str:
-    """Why TorchServe cannot take part, or nothing."""
-    return "" if shutil.which("java") else "no java is on the PATH"
+_IN_PROCESS = "models in the gateway's processes (`workers = 0`)"
+_TENSORS = frozenset({"mlp", "mean", "resnet18"})
+_SEVERAL = {"PROCESSES": str(CORES), "POOLS__CPU__WORKERS": "0"}
+_EVERY = (
+    Contestant(
+        "penstock", "Penstock", _penstock(**_SEVERAL), f"{CORES} processes on one port, {_IN_PROCESS}.",
+        _ALL, connections=(*CONNECTIONS, MANY),
+    ),
+    Contestant(
+        "penstock-one", "Penstock, one process", _penstock(POOLS__CPU__WORKERS="0"), f"{_IN_PROCESS}.",
+        _ALL, connections=(*CONNECTIONS, MANY),
+    ),
+    Contestant(
+        "penstock-workers", "Penstock, worker processes", _penstock(POOLS__CPU__WORKERS=str(CORES)),
+        f"one gateway process, {CORES} worker processes.", _ALL, connections=(*CONNECTIONS, MANY),
+    ),
+    Contestant(
+        "penstock-idle", "Penstock, idle models", _penstock(**_SEVERAL),
+        f"as Penstock, with {NUM_IDLE:,} models more in the store that nobody asks.",
+        _HTTP, cases=frozenset({"mlp-json"}),
+    ),
+    Contestant(
+        "penstock-torchserve", "Penstock before TorchServe", _before_torchserve,
+        "one gateway process and a TorchServe that it starts itself behind it.", _ALL,
+    ),
+    Contestant(
+        "torchserve", "TorchServe", torchserve,
+        "asked directly, with default settings: one worker per core. Its handler runs the same graph on ONNX Runtime, "
+        "one thread per worker.", _ALL - {"oip"},
+    ),
+    Contestant(
+        "torchserve-batching", "TorchServe, batching",
+        batching,
+        "the same with its own batching, 32 rows or 5 ms.", _ALL - {"oip"},
+    ),
+    Contestant(
+        "fastapi", "FastAPI", _bare("fastapi_app", 1),
+        "uvicorn with uvloop and httptools, orjson, ONNX Runtime's default threads.", _HTTP,
+    ),
+    Contestant(
+        "fastapi-2", "FastAPI, two processes", _bare("fastapi_app", 2), "the same, with one thread each.", _HTTP,
+    ),
+    Contestant(
+        "grpc", "grpc.aio", _bare("grpc_server", 1), "`grpc.aio` with compiled messages around ONNX Runtime.",
+        frozenset({"grpc"}),
+    ),
+    Contestant(
+        "grpc-2", "grpc.aio, two processes", _bare("grpc_server", 2), "the same on one port.", frozenset({"grpc"}),
+    ),
+    Contestant(
+        "litserve", "LitServe", foreign.litserve, f"{CORES} workers, JSON.",
+        frozenset({"json"}), _TENSORS,
+    ),
+    Contestant(
+        "mlserver", "MLServer", foreign.mlserver, "one process, a custom runtime, Open Inference Protocol.",
+        frozenset({"json", "oip", "grpc"}), _TENSORS,
+    ),
+    Contestant(
+        "triton", "Triton", foreign.triton,
+        f"its C++ front, {CORES} instances of a Python backend that runs ONNX Runtime, dynamic batching, Open "
+        f"Inference Protocol.", _ALL - {"image"}, _TENSORS,
+    ),
+    Contestant(
+        "floor", "floor", _bare("floor", 1),
+        "httptools on a bare protocol of uvloop around ONNX Runtime: no framework, no routes, no limits.", _HTTP,
+    ),
+    Contestant("floor-2", "floor, two processes", _bare("floor", 2), "the same on one port.", _HTTP),
+    Contestant(
+        "raw", RawLimit.name, _raw,
+        f"batches of one in a loop, one process for one connection and {CORES} for more; nothing receives or sends. A "
+        f"server that batches can pass it.", _ALL, _TENSORS,
+    ),
+)  # fmt: skip
+PEERS = {each.key: each for each in _EVERY}

@@ -1,24 +1,22 @@
-"""The benchmark's two graphs, with weights from a seed: `python -m loadtests.bench.models DIR`.
+"""The benchmark's graphs, with weights from a seed: `python -m loadtests.bench.models DIR MODEL`.
 
-A process of its own writes them, so that torch's memory is gone before anything is measured. Each is
-`<name>.onnx` with one input `x` and one output `y`, both with a batch dimension; beside it lie `<name>.x.npy`, one
-request, and `<name>.y.npy`, its answer as torch computes it.
+A process of its own writes one, so that torch's memory is gone before anything is measured: `<model>.onnx` with one
+input `x` and one output `y`, both with a batch dimension; beside it lie `<model>.x.npy`, one request, and
+`<model>.y.npy`, its answer as torch computes it.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loadtests.bench.requests import NAMES
-
-__all__ = ["write_models"]
+__all__ = ["write_model"]
 
 
 class Block(nn.Module):
@@ -57,31 +55,46 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-def write_models(directory: Path) -> None:
+class ChannelMeans(nn.Module):
+    """(N, 3, 224, 224) to (N, 10): reads every number once, so that what is measured is the way that they took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(x.mean(dim=(2, 3)))
+        return scores
+
+
+_MODULES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (1, 16)),
+    "mean": (ChannelMeans, (1, 3, 224, 224)),
+    "resnet18": (resnet18, (1, 3, 224, 224)),
+}
+
+
+def write_model(directory: Path, name: str) -> None:
     torch.manual_seed(20)
-    graphs: Mapping[str, tuple[nn.Module, Tensor]] = {
-        "mlp": (mlp(), torch.randn(1, 16).mul(1e4).round().div(1e4)),  # few digits, as in people's JSON
-        "resnet18": (resnet18(), torch.randn(1, 3, 224, 224)),
-    }
-    for name in NAMES:
-        module, x = graphs[name]
-        module.eval()
-        with warnings.catch_warnings(), torch.inference_mode():
-            # the newer exporter needs a package more, for the same graph
-            warnings.simplefilter("ignore", DeprecationWarning)
-            y = module(x)
-            torch.onnx.export(
-                module,
-                (x,),
-                str(directory / f"{name}.onnx"),
-                dynamo=False,
-                input_names=["x"],
-                output_names=["y"],
-                dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
-            )
-        np.save(directory / f"{name}.x.npy", x.numpy())
-        np.save(directory / f"{name}.y.npy", y.numpy())
+    build, shape = _MODULES[name]
+    module = build().eval()
+    x = torch.randn(*shape).mul(1e4).round().div(1e4)  # few digits, as in people's JSON
+    with warnings.catch_warnings(), torch.inference_mode():
+        # the newer exporter needs a package more, for the same graph
+        warnings.simplefilter("ignore", DeprecationWarning)
+        y = module(x)
+        torch.onnx.export(
+            module,
+            (x,),
+            str(directory / f"{name}.onnx"),
+            dynamo=False,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+        )
+    np.save(directory / f"{name}.x.npy", x.numpy())
+    np.save(directory / f"{name}.y.npy", y.numpy())
 
 
 if __name__ == "__main__":
-    write_models(Path(sys.argv[1]))
+    write_model(Path(sys.argv[1]), sys.argv[2])

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -17,18 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import grpc
 import psutil
 
 from loadtests.bench.load import send
-from loadtests.bench.requests import NAMES, Request, ask
+from loadtests.bench.requests import Request, ask
 
 T = TypeVar("T", int, float)
 
-__all__ = ["NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
+__all__ = ["CORES", "NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
 
+CORES = os.cpu_count() or 1
+"""Processes, workers or instances of whoever has more than one."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 _POLL_S = 0.2
 _STOP_PATIENCE_S = 6.0
+_PORTS = range(15_000, 32_000)
+_given: set[int] = set()
 
 
 class NotStarted(Exception):
@@ -37,7 +43,7 @@ class NotStarted(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One peer, one model, one number of connections, one round."""
+    """One peer, one case, one number of connections, one round."""
 
     per_second: float
     p50_s: float
@@ -46,23 +52,27 @@ class Sample:
     """Processor seconds of the server's whole process tree per 1,000 answers."""
     foreign_cores: float
     """Cores that neither the server nor the load generator used, but somebody did."""
+    client_cores: float
+    """Cores that the load generator used."""
+    memory_bytes: int
+    """Of the server's process tree just after; of what processes share, each counts its part."""
 
 
 @dataclass
 class Server:
-    """A peer that speaks HTTP."""
+    """A peer that speaks HTTP or gRPC."""
 
     name: str
     command: Sequence[str]
     port: int
-    requests: Mapping[str, Request]
+    request: Request
     directory: Path
     """Its working directory; `log.txt` gets what it prints."""
     environment: Mapping[str, str] = field(default_factory=dict)
     is_ready: Callable[[], bool] = lambda: True
-    """Asked after both models have answered."""
-    peak_rss_bytes: int = 0
-    """Largest sum over the process tree seen after a measurement; pages that are shared count once per process."""
+    """Asked after the model has answered."""
+    answer_bytes: int = 0
+    """Size of a right answer."""
     _process: psutil.Popen | None = None
     _last_tree: list[psutil.Process] = field(default_factory=list)
     _stop_by: float = 0.0
@@ -89,7 +99,7 @@ class Server:
             )
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Until it has answered every model rightly.
+        """Until it has answered rightly.
 
         Raises:
             NotStarted: it ended, or did not in time; with the end of its log.
@@ -102,8 +112,10 @@ class Server:
                 break
             try:
                 self.check()
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
                 complaint = error
+            except grpc.RpcError as error:
+                complaint = f"{error.code()}: {error.details()}"
             else:
                 if self.is_ready():
                     return
@@ -113,22 +125,23 @@ class Server:
         raise NotStarted(f"{complaint}; last of its log: {' | '.join(log[-3:])[-400:]}")
 
     def check(self) -> None:
-        """Every model once, against torch's answer; raises as `ask` does."""
-        for model in NAMES:
-            ask(self.port, self.requests[model])
+        """Ask once, and compare with torch's answer; raises as `ask` does."""
+        self.answer_bytes = ask(self.port, self.request)
 
-    def measure(self, model: str, connections: int, seconds: int) -> Sample:
+    def measure(self, connections: int, seconds: int) -> Sample:
+        """Raises: RuntimeError: an answer was no success, or none came."""
         machine, generator, server = _machine_cpu_s(), _children_cpu_s(), self._cpu_s()
-        burst = send(self.port, self.requests[model], connections, seconds)
-        used = self._cpu_s() - server
-        others = _machine_cpu_s() - machine - used - (_children_cpu_s() - generator)
-        self.peak_rss_bytes = max(self.peak_rss_bytes, sum(_quietly(_rss, each) for each in self._tree()))
+        burst = send(self.port, self.request, connections, seconds, self.answer_bytes)
+        used, client = self._cpu_s() - server, _children_cpu_s() - generator
+        others = _machine_cpu_s() - machine - used - client
         return Sample(
             per_second=burst.answers / burst.seconds,
             p50_s=burst.p50_s,
             p99_s=burst.p99_s,
             cpu_s_per_1000=used / burst.answers * 1000,
             foreign_cores=max(0.0, others / burst.seconds),
+            client_cores=client / burst.seconds,
+            memory_bytes=sum(_quietly(_memory, each) for each in self._tree()),
         )
 
     def begin_stop(self) -> None:
@@ -146,6 +159,8 @@ class Server:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(alive, _STOP_PATIENCE_S)
+        if self._process is not None:
+            self._process.poll()
 
     def _cpu_s(self) -> float:
         return sum(_quietly(_cpu, each) for each in self._tree())
@@ -164,31 +179,27 @@ class RawLimit:
 
     name = "onnxruntime alone"
 
-    def __init__(self, directory: Path, num_processes: int) -> None:
-        self.peak_rss_bytes = 0
-        self._loops: dict[str, list[subprocess.Popen[str]]] = {}
-        self._directory = directory
+    def __init__(self, graph: Path, request: Path, num_processes: int) -> None:
+        self._loops: list[subprocess.Popen[str]] = []
+        self._command = [sys.executable, "-m", "loadtests.bench.raw", str(graph), str(request)]
         self._num_processes = num_processes
 
     def start(self) -> None:
-        for model in NAMES:
-            graph, request = (str(self._directory / f"{model}{suffix}") for suffix in (".onnx", ".x.npy"))
-            command = [sys.executable, "-m", "loadtests.bench.raw", graph, request]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
-            self._loops[model] = [
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=environment,
-                    start_new_session=True,
-                )
-                for _ in range(self._num_processes)
-            ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+        self._loops = [
+            subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+            for _ in range(self._num_processes)
+        ]
 
     def wait_ready(self, timeout_s: float) -> None:  # noqa: ARG002  the pipe ends when the process does
-        for loop in self._all():
+        for loop in self._loops:
             assert loop.stdout is not None
             if loop.stdout.readline() != "ready\n":
                 raise NotStarted(f"a loop ended with status {loop.wait()}")
@@ -196,8 +207,8 @@ class RawLimit:
     def check(self) -> None:
         """Nothing to ask: what it computes is what the servers' answers are held against."""
 
-    def measure(self, model: str, connections: int, seconds: int) -> Sample:
-        loops = self._loops[model][: min(connections, self._num_processes)]
+    def measure(self, connections: int, seconds: int) -> Sample:
+        loops = self._loops[: min(connections, self._num_processes)]
         machine = _machine_cpu_s()
         for loop in loops:
             assert loop.stdin is not None
@@ -205,37 +216,39 @@ class RawLimit:
             loop.stdin.flush()
         found = [json.loads(loop.stdout.readline()) for loop in loops if loop.stdout is not None]
         cpu_s, answers = sum(each["cpu_s"] for each in found), sum(each["answers"] for each in found)
-        self.peak_rss_bytes = max(self.peak_rss_bytes, sum(_rss(psutil.Process(loop.pid)) for loop in loops))
         return Sample(
             per_second=sum(each["answers"] / each["seconds"] for each in found),
             p50_s=max(each["p50_s"] for each in found),
             p99_s=max(each["p99_s"] for each in found),
             cpu_s_per_1000=cpu_s / answers * 1000,
             foreign_cores=max(0.0, (_machine_cpu_s() - machine - cpu_s) / seconds),
+            client_cores=0.0,
+            memory_bytes=sum(_memory(psutil.Process(loop.pid)) for loop in loops),
         )
 
     def begin_stop(self) -> None:
-        for loop in self._all():
+        for loop in self._loops:
             loop.kill()
 
     def stop(self) -> None:
-        for loop in self._all():
+        for loop in self._loops:
             loop.wait()
             for pipe in (loop.stdin, loop.stdout):
                 if pipe is not None:
                     pipe.close()
 
-    def _all(self) -> list[subprocess.Popen[str]]:
-        return [loop for loops in self._loops.values() for loop in loops]
-
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports of loopback that nobody listens on, each given once, below those that clients are given by the system."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(_PORTS.start, _PORTS.stop)
+        with socket.socket() as attempt, contextlib.suppress(OSError):
+            attempt.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                found.append(port)
+    return found
 
 
 def _quietly(read: Callable[[psutil.Process], T], process: psutil.Process) -> T | Literal[0]:
@@ -250,8 +263,8 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _rss(process: psutil.Process) -> int:
-    return int(process.memory_info().rss)
+def _memory(process: psutil.Process) -> int:
+    return int(process.memory_full_info().pss)
 
 
 def _machine_cpu_s() -> float:

@@ -1,0 +1,42 @@
+"""What is asked: a model and the wire that its numbers travel on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["CASES", "CONNECTIONS", "MODELS", "Case", "Wire"]
+
+Wire = Literal["json", "oip", "binary", "grpc", "image"]
+
+MODELS = ("mlp", "mean", "resnet18")
+"""Graphs with input `x` and output `y`. The fourth, `classifier`, is a bundle that Penstock trains and exports."""
+CONNECTIONS = (1, 8, 32, 256)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    title: str
+    model: str
+    wire: Wire
+    """`json`: what each server's own users send; Open Inference Protocol where a server knows nothing else."""
+    quick: bool
+    """Is it answered in a small part of a second, whatever the load and whoever answers?"""
+
+
+_TENSOR = "1 x 3 x 224 x 224 into a graph that takes the means of its channels"
+_RESNET = "ResNet-18 of a 1 x 3 x 224 x 224 tensor"
+_EVERY = (
+    Case("mlp-json", "Tiny model, JSON", "mlp", "json", quick=True),
+    Case("mlp-oip", "Tiny model, Open Inference Protocol as JSON", "mlp", "oip", quick=True),
+    Case("mlp-grpc", "Tiny model, gRPC with raw tensors", "mlp", "grpc", quick=True),
+    Case("jpeg", "ResNet-18 of a JPEG of 30 kB", "classifier", "image", quick=False),
+    Case("tensor-json", f"{_TENSOR}, JSON", "mean", "json", quick=False),
+    Case("tensor-binary", f"{_TENSOR}, REST with binary tensors", "mean", "binary", quick=True),
+    Case("tensor-grpc", f"{_TENSOR}, gRPC with raw tensors", "mean", "grpc", quick=True),
+    Case("resnet-json", f"{_RESNET}, JSON", "resnet18", "json", quick=False),
+    Case("resnet-binary", f"{_RESNET}, REST with binary tensors", "resnet18", "binary", quick=False),
+    Case("resnet-grpc", f"{_RESNET}, gRPC with raw tensors", "resnet18", "grpc", quick=False),
+)
+CASES = {case.name: case for case in _EVERY}

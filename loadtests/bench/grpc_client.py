@@ -1,0 +1,70 @@
+"""As `loadtests.bench.client`, for unary gRPC calls; one channel with a connection of its own for each.
+
+python -m loadtests.bench.grpc_client URL CONNECTIONS SECONDS MESSAGE-FILE
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+
+import grpc
+
+from loadtests.figures import percentile
+
+__all__ = ["main"]
+
+Unary = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # or all channels share one connection
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
+
+
+async def run(url: str, num_connections: int, seconds: float, message: bytes) -> dict[str, float]:
+    target = urllib.parse.urlsplit(url)
+    channels = [grpc.aio.insecure_channel(target.netloc, options=_OPTIONS) for _ in range(num_connections)]
+    await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    began = time.perf_counter()
+    latencies: list[float] = []
+    errors = 0
+
+    async def ask(channel: grpc.aio.Channel) -> None:
+        nonlocal errors
+        call: Unary = channel.unary_unary(target.path)
+        now = time.perf_counter()
+        while now < began + seconds:
+            sent = now
+            try:
+                await call(message)
+            except grpc.aio.AioRpcError:
+                errors += 1
+            now = time.perf_counter()
+            latencies.append(now - sent)
+
+    await asyncio.gather(*map(ask, channels))
+    took = time.perf_counter() - began
+    await asyncio.gather(*(channel.close() for channel in channels))
+    return {
+        "answers": len(latencies),
+        "seconds": took,
+        "p50_s": percentile(latencies, 0.5),
+        "p99_s": percentile(latencies, 0.99),
+        "errors": errors,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    url, num_connections, seconds, message_file = arguments
+    message = Path(message_file).read_bytes()
+    print(json.dumps(asyncio.run(run(url, int(num_connections), float(seconds), message))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,134 @@
+"""One case: its peers started side by side, measured in turns, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.bench.cases import Case
+from loadtests.bench.lineup import MANY, Contestant, contestants
+from loadtests.bench.load import generator_name
+from loadtests.bench.peers import NotStarted, RawLimit, Server
+from loadtests.bench.results import Trial
+
+__all__ = ["Plan", "run_case", "say"]
+
+Peer = Server | RawLimit
+_START_TIMEOUT_S = 90.0
+_WARM_UP_CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    command: str
+    connections: Sequence[int]
+    peers: list[str]
+    """Keys; all of the case, if none is named."""
+    num_rounds: int
+    seconds: int
+    """Of each measurement."""
+    warm_up_s: int
+    """Of each peer, before the first round."""
+    limit_s: float
+    """No round begins that might end after this."""
+    load_before: float
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def run_case(plan: Plan, case: Case, directory: Path) -> list[Trial]:
+    """A trial for each number of connections.
+
+    Raises:
+        NotStarted: nobody could take part.
+        ValueError: a peer answered other numbers after the measurements than torch.
+    """
+    give_up = time.monotonic() + plan.limit_s
+    lineup = contestants(case, plan.peers)
+    with _started(lineup, case, directory) as (peers, absent):
+        generator = next(generator_name(peer.request) for peer in peers.values() if isinstance(peer, Server))
+        # only who is measured at that number; beyond the usual, only the tiny model as JSON
+        at = [c for c in plan.connections if c != MANY or case.name == "mlp-json"]
+        trials = [
+            Trial(case.name, c, plan.command, plan.seconds, generator, plan.load_before, absent=dict(absent))
+            for c in at
+        ]
+        for name, peer in list(peers.items()):
+            try:
+                peer.measure(_WARM_UP_CONNECTIONS, plan.warm_up_s)  # a JVM, for one, gets faster as it goes
+            except RuntimeError as error:
+                say(f"{name} while warming up: {error}")
+        for number in range(plan.num_rounds):
+            began = time.monotonic()
+            for turn, trial in enumerate(trials):
+                _round(trial, _who(lineup, peers, trial.connections), turn + number, plan.seconds)
+            say(f"{case.name}: round {number + 1} of {plan.num_rounds}: {time.monotonic() - began:.0f} s")
+            if number + 1 < plan.num_rounds and 2 * time.monotonic() - began > give_up:
+                say("stopping early: another round would take too long")
+                break
+        for peer in peers.values():
+            peer.check()
+    return trials
+
+
+def _who(lineup: Sequence[Contestant], peers: dict[str, Peer], connections: int) -> dict[str, Peer]:
+    names = [each.name for each in lineup if connections in each.connections or connections < MANY]
+    return {name: peers[name] for name in names if name in peers}
+
+
+def _round(trial: Trial, peers: dict[str, Peer], turn: int, seconds: int) -> None:
+    """Everybody once; each time another begins, so that none is always measured after the same neighbour."""
+    names = list(peers)
+    first = turn % len(names)
+    for name in [*names[first:], *names[:first]]:
+        if name in trial.absent:
+            continue
+        try:
+            sample = peers[name].measure(trial.connections, seconds)
+        except RuntimeError as error:
+            say(f"left out at c={trial.connections}: {name}: {error}")
+            trial.absent[name] = str(error)
+            trial.samples.pop(name, None)  # what is not there in every round pairs with nothing
+            continue
+        trial.samples.setdefault(name, []).append(sample)
+
+
+@contextlib.contextmanager
+def _started(
+    lineup: Sequence[Contestant], case: Case, directory: Path
+) -> Iterator[tuple[dict[str, Peer], dict[str, str]]]:
+    """Those that take part, by name, started side by side; and why the others do not."""
+    peers: dict[str, Peer] = {}
+    absent: dict[str, str] = {}
+    for each in lineup:
+        try:
+            peers[each.name] = each.make(each.name, directory, case)
+        except NotStarted as error:
+            absent[each.name] = str(error)
+    with contextlib.ExitStack() as stack:
+        # last in, first out: all are asked to end before the first is waited for
+        for peer in peers.values():
+            stack.callback(peer.stop)
+        for peer in peers.values():
+            stack.callback(peer.begin_stop)
+        for peer in peers.values():
+            peer.start()
+        for name, peer in list(peers.items()):
+            try:
+                peer.wait_ready(_START_TIMEOUT_S)
+                say(f"ready: {name}")
+            except NotStarted as error:
+                absent[name] = str(error)
+                peer.begin_stop()
+                del peers[name]
+        for name, reason in absent.items():
+            say(f"left out: {name}: {reason}")
+        if not any(isinstance(peer, Server) for peer in peers.values()):
+            raise NotStarted(f"{case.name}: nobody could take part")
+        yield peers, absent

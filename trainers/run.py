@@ -55,10 +55,11 @@ def run_job(job: Job) -> Path:
     # Torch's threads spin at every barrier; where others use the same cores, each waits for one that is not running.
     # Measured on 2 cores with two busy neighbours: 2.1 s a step spinning, 0.25 s asleep. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    module = _module_of(job.algorithm)
     with speaking(_rank()) as bar:
         log.info("Docker entrypoint called with argument(s): train")
         try:
-            trained: Path = import_module(_module_of(job.algorithm)).train(job, bar)
+            trained: Path = import_module(module).train(job, bar)
         except ClientError as error:
             log.error("Customer Error: %s", error)
             raise

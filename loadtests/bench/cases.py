@@ -21,22 +21,22 @@ class Case:
     model: str
     wire: Wire
     """`json`: what each server's own users send; Open Inference Protocol where a server knows nothing else."""
-    quick: bool
-    """Is it answered in a small part of a second, whatever the load and whoever answers?"""
+    quick_up_to: int
+    """Largest number of connections at which everybody answers in a small part of a second."""
 
 
 _TENSOR = "1 x 3 x 224 x 224 into a graph that takes the means of its channels"
 _RESNET = "ResNet-18 of a 1 x 3 x 224 x 224 tensor"
 _EVERY = (
-    Case("mlp-json", "Tiny model, JSON", "mlp", "json", quick=True),
-    Case("mlp-oip", "Tiny model, Open Inference Protocol as JSON", "mlp", "oip", quick=True),
-    Case("mlp-grpc", "Tiny model, gRPC with raw tensors", "mlp", "grpc", quick=True),
-    Case("jpeg", "ResNet-18 of a JPEG of 30 kB", "classifier", "image", quick=False),
-    Case("tensor-json", f"{_TENSOR}, JSON", "mean", "json", quick=False),
-    Case("tensor-binary", f"{_TENSOR}, REST with binary tensors", "mean", "binary", quick=True),
-    Case("tensor-grpc", f"{_TENSOR}, gRPC with raw tensors", "mean", "grpc", quick=True),
-    Case("resnet-json", f"{_RESNET}, JSON", "resnet18", "json", quick=False),
-    Case("resnet-binary", f"{_RESNET}, REST with binary tensors", "resnet18", "binary", quick=False),
-    Case("resnet-grpc", f"{_RESNET}, gRPC with raw tensors", "resnet18", "grpc", quick=False),
+    Case("mlp-json", "Tiny model, JSON", "mlp", "json", quick_up_to=1024),
+    Case("mlp-oip", "Tiny model, Open Inference Protocol as JSON", "mlp", "oip", quick_up_to=1024),
+    Case("mlp-grpc", "Tiny model, gRPC with raw tensors", "mlp", "grpc", quick_up_to=1024),
+    Case("jpeg", "ResNet-18 of a JPEG of 30 kB", "classifier", "image", quick_up_to=0),
+    Case("tensor-json", f"{_TENSOR}, JSON", "mean", "json", quick_up_to=0),
+    Case("tensor-binary", f"{_TENSOR}, REST with binary tensors", "mean", "binary", quick_up_to=32),
+    Case("tensor-grpc", f"{_TENSOR}, gRPC with raw tensors", "mean", "grpc", quick_up_to=32),
+    Case("resnet-json", f"{_RESNET}, JSON", "resnet18", "json", quick_up_to=0),
+    Case("resnet-binary", f"{_RESNET}, REST with binary tensors", "resnet18", "binary", quick_up_to=0),
+    Case("resnet-grpc", f"{_RESNET}, gRPC with raw tensors", "resnet18", "grpc", quick_up_to=0),
 )
 CASES = {case.name: case for case in _EVERY}

@@ -36,9 +36,9 @@ class Burst:
     p99_s: float
 
 
-def generator_name(request: Request) -> str:
+def generator_name(request: Request, connections: int) -> str:
     tool = "h2load" if request.is_grpc else "wrk"
-    return tool if request.quick and shutil.which(tool) else "own client"
+    return tool if connections <= request.quick_up_to and shutil.which(tool) else "own client"
 
 
 def send(port: int, request: Request, connections: int, seconds: int, answer_bytes: int = 0) -> Burst:
@@ -52,7 +52,7 @@ def send(port: int, request: Request, connections: int, seconds: int, answer_byt
         RuntimeError: an answer was no success, or none came; counting it would flatter the server.
     """
     url = f"http://127.0.0.1:{port}{request.path}"
-    name = generator_name(request)
+    name = generator_name(request, connections)
     if name == "h2load":
         found = _h2load(url, request, connections, seconds, answer_bytes)
     elif name == "wrk":

@@ -40,7 +40,7 @@ class Request:
     expected: Array
     read: Callable[[bytes, Headers], Array]
     """Body and lower-case headers of an answer to its numbers."""
-    quick: bool
+    quick_up_to: int
     """As of its case."""
     is_grpc: bool = False
 
@@ -79,7 +79,7 @@ class _Made:
             frame = b"\0" + len(self.body).to_bytes(4, "big") + self.body
             body_file.with_suffix(FRAME_SUFFIX).write_bytes(frame)
         expected = np.load(directory / f"{case.model}.y.npy")
-        return Request(self.path, self.headers, body_file, expected, self.read, case.quick, is_grpc)
+        return Request(self.path, self.headers, body_file, expected, self.read, case.quick_up_to, is_grpc)
 
 
 def ask(port: int, request: Request) -> int:

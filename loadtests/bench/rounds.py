@@ -52,11 +52,19 @@ def run_case(plan: Plan, case: Case, directory: Path) -> list[Trial]:
     give_up = time.monotonic() + plan.limit_s
     lineup = contestants(case, plan.peers)
     with _started(lineup, case, directory) as (peers, absent):
-        generator = next(generator_name(peer.request) for peer in peers.values() if isinstance(peer, Server))
+        request = next(peer.request for peer in peers.values() if isinstance(peer, Server))
         # only who is measured at that number; beyond the usual, only the tiny model as JSON
         at = [c for c in plan.connections if c != MANY or case.name == "mlp-json"]
         trials = [
-            Trial(case.name, c, plan.command, plan.seconds, generator, plan.load_before, absent=dict(absent))
+            Trial(
+                case.name,
+                c,
+                plan.command,
+                plan.seconds,
+                generator_name(request, c),
+                plan.load_before,
+                absent=dict(absent),
+            )
             for c in at
         ]
         for name, peer in list(peers.items()):

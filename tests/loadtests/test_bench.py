@@ -60,7 +60,7 @@ def request(directory: Path, number: int, *, quick: bool = False) -> Request:
     body_file = directory / "body"
     body_file.write_text(str(number))
     read = lambda body, _: np.array([[float(body)]])  # noqa: E731
-    return Request("/double", {"Content-Type": "text/plain"}, body_file, np.array([[42.0]]), read, quick)
+    return Request("/double", {"Content-Type": "text/plain"}, body_file, np.array([[42.0]]), read, 32 if quick else 0)
 
 
 def test_the_client_counts_every_answer_that_it_asked_for(port: int) -> None:
@@ -99,7 +99,7 @@ def call(directory: Path, message: bytes) -> Request:
     body_file = directory / "message"
     body_file.write_bytes(message)
     body_file.with_suffix(FRAME_SUFFIX).write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
-    return Request("/s/Double", {}, body_file, np.array([42.0]), lambda body, _: np.array([float(body)]), True, True)
+    return Request("/s/Double", {}, body_file, np.array([42.0]), lambda body, _: np.array([float(body)]), 32, True)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_failed_call_does_not_count(
     elif not shutil.which("h2load"):
         pytest.skip("h2load is not installed")
     good, bad = call(tmp_path, b"21"), call(tmp_path / "bad", b"13")
-    assert load.generator_name(good) == tool
+    assert load.generator_name(good, 2) == tool
 
     burst = load.send(grpc_port, good, 2, 1, answer_bytes=ask(grpc_port, good))
 
@@ -207,7 +207,7 @@ def test_the_floor_answers_what_torch_computed(tmp_path: Path, wire: Wire) -> No
     model = "mean" if wire == "binary" else "mlp"
     done = subprocess.run([sys.executable, "-m", "loadtests.bench.models", str(tmp_path), model], check=False)
     assert done.returncode == 0
-    case = Case("case", "", model, wire, quick=True)
+    case = Case("case", "", model, wire, quick_up_to=32)
     (floor,) = (peer.make(peer.name, tmp_path, case) for peer in PEERS.values() if peer.key == "floor-2")
     assert isinstance(floor, Server)
 

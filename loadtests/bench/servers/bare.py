@@ -13,7 +13,9 @@ import numpy as np
 import onnxruntime as ort
 import orjson
 
-__all__ = ["SHAPE", "answer_of", "fork", "session_of"]
+__all__ = ["SHAPE", "Body", "answer_of", "fork", "session_of"]
+
+Body = bytes | memoryview
 
 SHAPE = (1, 3, 224, 224)
 """Of the tensors that travel as raw float32."""
@@ -27,39 +29,39 @@ def session_of(graph: Path, num_threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def answer_of(directory: Path, model: str, wire: str, num_threads: int) -> Callable[[bytes], bytes]:
+def answer_of(directory: Path, model: str, wire: str, num_threads: int) -> Callable[[Body], bytes]:
     """A function that takes a request's body and gives the answer's."""
     session = session_of(directory / f"{model}.onnx", num_threads)
     if wire == "image":
         return _from_image(session)
 
-    def json(body: bytes) -> bytes:
+    def json(body: Body) -> bytes:
         x = np.array(orjson.loads(body)["x"], np.float32)
         return orjson.dumps({"y": session.run(None, {"x": x})[0]}, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def open_inference(body: bytes) -> bytes:
+    def open_inference(body: Body) -> bytes:
         (tensor,) = orjson.loads(body)["inputs"]
         x = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
         (y,) = session.run(None, {"x": x})
         output = {"name": "y", "datatype": "FP32", "shape": y.shape, "data": y.ravel()}
         return orjson.dumps({"model_name": model, "outputs": [output]}, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def binary(body: bytes) -> bytes:
+    def binary(body: Body) -> bytes:
         answer: bytes = session.run(None, {"x": np.frombuffer(body, np.float32).reshape(SHAPE)})[0].tobytes()
         return answer
 
     return {"json": json, "oip": open_inference, "binary": binary}[wire]
 
 
-def _from_image(session: ort.InferenceSession) -> Callable[[bytes], bytes]:
+def _from_image(session: ort.InferenceSession) -> Callable[[Body], bytes]:
     """With Penstock's own decoder and resize, so that what differs is the server."""
     from formats.images import decode, resize  # noqa: PLC0415  other virtual environments lack its packages
 
     (described,) = session.get_inputs()
     _, height, width, _ = described.shape
 
-    def image(body: bytes) -> bytes:
-        pixels: Any = resize(decode(body), height, width)[None]
+    def image(body: Body) -> bytes:
+        pixels: Any = resize(decode(bytes(body)), height, width)[None]
         return orjson.dumps(session.run(None, {described.name: pixels})[0][0], option=orjson.OPT_SERIALIZE_NUMPY)
 
     return image

@@ -17,7 +17,7 @@ from typing import cast
 import httptools
 import uvloop
 
-from loadtests.bench.servers.bare import answer_of, fork
+from loadtests.bench.servers.bare import Body, answer_of, fork
 
 __all__ = ["Floor", "main"]
 
@@ -27,10 +27,12 @@ _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-L
 class Floor(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+    def __init__(self, answer: Callable[[Body], bytes]) -> None:
         self._answer = answer
         self._parser = httptools.HttpRequestParser(self)
-        self._parts: list[bytes] = []
+        self._first = b""
+        self._buffer = bytearray()  # kept from request to request: fresh memory costs more than copying into old
+        self._size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -39,17 +41,30 @@ class Floor(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
-        """Called by the parser, for each piece."""
-        self._parts.append(body)
+        """Called by the parser, for each piece; most bodies have but one."""
+        if not self._first:
+            self._first = body
+            return
+        if not self._size:
+            self._append(self._first)
+        self._append(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        parts, self._parts = self._parts, []
-        answer = self._answer(parts[0] if len(parts) == 1 else b"".join(parts))
+        body = memoryview(self._buffer)[: self._size] if self._size else self._first
+        answer = self._answer(body)
+        self._first, self._size = b"", 0
         self._transport.write(_HEAD % len(answer) + answer)
 
+    def _append(self, piece: bytes) -> None:
+        end = self._size + len(piece)
+        if end > len(self._buffer):
+            self._buffer = self._buffer[: self._size] + bytes(end - self._size)
+        self._buffer[self._size : end] = piece
+        self._size = end
 
-async def serve(port: int, answer: Callable[[bytes], bytes]) -> None:
+
+async def serve(port: int, answer: Callable[[Body], bytes]) -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -25,7 +25,7 @@ class OnnxModel(litserve.LitAPI):  # type: ignore[misc]  # it is in no environme
     def setup(self, device: str) -> None:  # noqa: ARG002  the signature is LitServe's
         self._session = session_of(self._graph, num_threads=1)
 
-    def decode_request(self, request: dict[str, Any]) -> Any:
+    def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe reads annotations
         return np.array(request["x"], np.float32)
 
     def predict(self, x: Any) -> Any:

@@ -81,6 +81,10 @@ class Pending:
         return True
 
 
+def _mean(known: float, newest: float) -> float:
+    return known + _WEIGHT * (newest - known) if known else newest
+
+
 class Line(Protocol):
     """Where batchers with work stand in line for a free slot: a pool."""
 
@@ -105,8 +109,14 @@ class Batcher:
     ) -> None:
         self.in_line = False
         """Kept by the line: does it stand there?"""
+        self.in_flight = 0
+        """Kept by the line: calls under way."""
         self.seconds_each = 0.0
         """Running mean of what one prediction takes inside a batch of the present size."""
+        self._work_each = 0.0
+        """Of that, what the handler itself takes; 0 where the backend does not tell."""
+        self._hop = 0.0
+        """Running mean of what a call takes beside the handler's work."""
         self._line = line
         self._clock = clock
         self._limits = limits
@@ -167,9 +177,20 @@ class Batcher:
     def landed(self, size: int, call: CallTiming) -> None:
         """Learn from a call that was answered."""
         seconds = (call.landed - call.launched) / size
-        known = self.seconds_each
-        self.seconds_each = known + _WEIGHT * (seconds - known) if known else seconds
+        self.seconds_each = _mean(self.seconds_each, seconds)
+        if call.stages is not None:
+            self._work_each = _mean(self._work_each, sum(call.stages) / size)
+            self._hop = _mean(self._hop, call.hop)
         self._observer.landed(call)
+
+    @property
+    def worth_another(self) -> bool:
+        """Does a second call beside the first pay?
+
+        Where the way there and back costs more than the work, it does not: what waits shares the next call, which is
+        about to come, and the machine carries one message instead of two.
+        """
+        return not self.in_flight or not self._hop or self._work_each * len(self._queue) > self._hop
 
     def put_back(self, batch: list[Pending]) -> None:
         """Return an unanswered batch to the front, in its order."""

@@ -63,9 +63,12 @@ class Pool:
     def pump(self) -> None:
         """Fill the free slots."""
         self._pump_scheduled = False
-        line = self._line
+        line, held = self._line, []
         while line and (free := self.backend.capacity - len(self._flights)) > 0:
             batcher = line.popleft()
+            if not batcher.worth_another:
+                held.append(batcher)
+                continue
             batch = batcher.take(free if not line else 1)
             if len(batcher):
                 line.append(batcher)
@@ -73,6 +76,7 @@ class Pool:
                 batcher.in_line = False
             if batch:
                 self._launch(batcher, batch)
+        line.extend(held)
 
     def expire(self) -> None:
         """Tell those whose deadline passes while their batch is still running."""
@@ -90,6 +94,7 @@ class Pool:
     def _launch(self, batcher: Batcher, batch: list[Pending]) -> None:
         flight = _Flight(batcher, batch, self._clock())
         self._flights.add(flight)
+        batcher.in_flight += 1
         land = partial(self._landed, flight)
         try:
             self.backend.run([pending.prediction for pending in batch], land)
@@ -101,6 +106,7 @@ class Pool:
             _log.error("pool %s: the backend answered a batch twice", self.name)
             return
         self._flights.remove(flight)
+        flight.batcher.in_flight -= 1
         batch = flight.batch
         if not isinstance(answer, BaseException) and len(answer) != len(batch):
             answer = ValueError(f"{len(answer)} outcomes for {len(batch)} predictions")

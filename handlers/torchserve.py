@@ -44,6 +44,8 @@ __all__ = ["PACKED", "OneLine", "PenstockService", "runtime_of"]
 
 PACKED = "packed"
 """Input key of a packed batch."""
+PACKED_TYPE = "application/x-penstock-packed"
+"""Its content type over REST, where a body has no key."""
 
 _log = logging.getLogger("penstock.torchserve")
 
@@ -92,10 +94,13 @@ class PenstockService:
         """Answer TorchServe's batch: one entry per request, in order."""
         assert self._handler is not None, "TorchServe initialises a worker before its first request"
         answers = [b""] * len(data)
-        plain = [index for index, inputs in enumerate(data) if PACKED not in inputs]
+        plain = []
         for index, inputs in enumerate(data):
-            if PACKED in inputs:
-                answers[index] = self._answer_packed(self._handler, bytes(inputs[PACKED]))
+            message = _packed(inputs, context, index)
+            if message is None:
+                plain.append(index)
+            else:
+                answers[index] = self._answer_packed(self._handler, message)
         if plain:
             outcomes = self._answer_plain(self._handler, [(index, data[index]) for index in plain], context)
             for index, outcome in zip(plain, outcomes, strict=True):
@@ -124,6 +129,15 @@ class PenstockService:
         for place, outcome in zip(places, _predict(handler, batch), strict=True):
             outcomes[place] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _packed(inputs: Mapping[str, Any], context: Any, index: int) -> bytes | None:
+    """The packed batch that a request is, if it is one: by its key over gRPC, by its content type over REST."""
+    if PACKED in inputs:
+        return bytes(inputs[PACKED])
+    if context.get_request_header(index, "Content-Type") == PACKED_TYPE and "body" in inputs:
+        return _bytes(inputs["body"])
+    return None
 
 
 class OneLine(logging.Formatter):

@@ -228,7 +228,8 @@ class _Managed:
 
     async def _boot(self) -> None:
         await self._process.start()
-        caller = Caller(f"ipv4:{self._process.address}", self._settings.run_timeout_s + _CALL_MARGIN_S)
+        timeout_s = self._settings.run_timeout_s + _CALL_MARGIN_S
+        caller = Caller(f"ipv4:{self._process.address}", timeout_s, self._process.rest_address)
         try:
             async with asyncio.timeout(self._settings.startup_timeout_s):
                 await caller.connect()

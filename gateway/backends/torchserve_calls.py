@@ -8,6 +8,7 @@ and gRPC's own retries are off.
 from __future__ import annotations
 
 import enum
+import http
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +20,7 @@ from formats.errors import BackendFailed, Overloaded
 from formats.packed import pack_predictions, unpack_outcomes
 from formats.protos.torchserve_pb2 import Empty, PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 from gateway.backends.backend import BatchLost, BatchRefused
+from gateway.backends.torchserve_http import LocalHttp
 
 __all__ = ["Caller", "Verdict", "target_of", "verdict_of"]
 
@@ -27,6 +29,9 @@ _log = logging.getLogger("penstock.torchserve")
 _SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _PACKED = "packed"
 """Input key of `handlers.torchserve`."""
+PACKED_TYPE = "application/x-penstock-packed"
+"""Content type of the same over REST, where a body has no key."""
+_MAX_DETAILS = 4096
 _MAX_CALL_BYTES = 64 * 1024 * 1024
 """Bodies of one call together; the JVM holds several copies of each."""
 _PING_TIMEOUT_S = 2.0
@@ -106,12 +111,24 @@ def target_of(targets: Sequence[str]) -> str:
     raise ValueError(f"targets {', '.join(targets)}: {text}; gRPC balances over one name or over addresses")
 
 
+class _Failed(Exception):
+    """A call that has no answer, and what that means."""
+
+    def __init__(self, text: str, verdict: Verdict) -> None:
+        super().__init__(text)
+        self.verdict = verdict
+
+
 class Caller:
     """A balanced channel to one or several TorchServe servers."""
 
-    def __init__(self, target: str, timeout_s: float) -> None:
-        """`timeout_s` ends a call that nothing else ended; TorchServe's own limit should come first."""
+    def __init__(self, target: str, timeout_s: float, local: str = "") -> None:
+        """`timeout_s` ends a call that nothing else ended; TorchServe's own limit should come first.
+
+        `local` is the `host:port` of the REST port of a server on this machine: predictions go there.
+        """
         self._timeout_s = timeout_s
+        self._http = LocalHttp(local, timeout_s) if local else None
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._predictions = self._channel.unary_unary(
             f"{_SERVICE}/Predictions",
@@ -137,6 +154,8 @@ class Caller:
         return True
 
     async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
         await self._channel.close()
 
     async def predict(self, model: str, version: str, batch: Sequence[Prediction]) -> list[Outcome]:
@@ -157,20 +176,36 @@ class Caller:
         return outcomes
 
     async def _predict(self, model: str, version: str, batch: Sequence[Prediction]) -> list[Outcome]:
-        message = {_PACKED: pack_predictions(batch)}
-        request = PredictionsRequest(model_name=model, model_version=version, input=message)
+        send = self._send_grpc if self._http is None else self._send_http
+        try:
+            message = await send(model, version, pack_predictions(batch))
+        except _Failed as failed:
+            verdict = failed.verdict
+            if verdict in (Verdict.REFUSED, Verdict.UNKNOWN_MODEL):
+                raise BatchRefused(f"{model}: {failed}") from failed
+            if verdict is Verdict.LOST:
+                raise BatchLost(f"{model}: {failed}") from failed
+            _log.error("model %s: %s: %s", model, verdict.value, failed)
+            return await self._divided(model, version, batch, verdict)
+        return _unpacked(model, message, len(batch))
+
+    async def _send_grpc(self, model: str, version: str, message: bytes) -> bytes:
+        request = PredictionsRequest(model_name=model, model_version=version, input={_PACKED: message})
         try:
             response: PredictionResponse = await self._predictions(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
-            verdict = verdict_of(error.code(), details)
-            if verdict in (Verdict.REFUSED, Verdict.UNKNOWN_MODEL):
-                raise BatchRefused(f"{model}: {details}") from error
-            if verdict is Verdict.LOST:
-                raise BatchLost(f"{model}: {details}") from error
-            _log.error("model %s: %s: %s %s", model, verdict.value, error.code().name, details)
-            return await self._divided(model, version, batch, verdict)
-        return _unpacked(model, response.prediction, len(batch))
+            raise _Failed(f"{error.code().name} {details}", verdict_of(error.code(), details)) from error
+        return response.prediction
+
+    async def _send_http(self, model: str, version: str, message: bytes) -> bytes:
+        assert self._http is not None
+        path = f"/predictions/{model}/{version}" if version else f"/predictions/{model}"
+        answer = await self._http.post(path, PACKED_TYPE, message)
+        if answer.status == http.HTTPStatus.OK:
+            return answer.body
+        details = answer.body[:_MAX_DETAILS].decode(errors="replace")
+        raise _Failed(f"{answer.status} {details}", verdict_of(grpc.StatusCode.INTERNAL, details))
 
     async def _divided(self, model: str, version: str, batch: Sequence[Prediction], verdict: Verdict) -> list[Outcome]:
         """A batch that failed as a whole, in smaller pieces: innocent neighbours get their answers."""

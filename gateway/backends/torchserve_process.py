@@ -109,6 +109,12 @@ class TorchServeProcess:
         return f"{_LOOPBACK}:{self._ports.grpc_inference}"
 
     @property
+    def rest_address(self) -> str:
+        """`host:port` of REST inference."""
+        assert self._ports is not None
+        return f"{_LOOPBACK}:{self._ports.inference}"
+
+    @property
     def metrics_url(self) -> str:
         assert self._ports is not None
         return f"http://{_LOOPBACK}:{self._ports.metrics}/metrics"

@@ -50,36 +50,39 @@ def main(arguments: Sequence[str]) -> int:
     )
     keep = options.keep or (not options.peers and options.rounds >= _FEWEST_ROUNDS)
     try:
-        _run(plan, options.cases, pages if keep else None)
+        failed = _run(plan, options.cases, pages if keep else None)
     except KeyboardInterrupt:
         say("interrupted; everything is stopped")
         return 130
-    except (NotStarted, RuntimeError, ValueError, OSError) as error:
-        say(f"failed: {error}")
-        return 1
-    return _write_page(pages) if keep else 0
+    return (_write_page(pages) if keep else 0) or failed
 
 
-def _run(plan: Plan, cases: Sequence[str], pages: Path | None) -> None:
+def _run(plan: Plan, cases: Sequence[str], pages: Path | None) -> int:
+    """What one case meets does not keep the others from being measured."""
+    status = 0
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
         for case in cases:
-            say(f"{case}: making the model")
-            make_model(Path(name), CASES[case].model)
-            trials = run_case(plan, CASES[case], Path(name))
+            try:
+                make_model(Path(name), CASES[case].model)
+                trials = run_case(plan, CASES[case], Path(name))
+            except (NotStarted, OSError) as error:
+                say(f"{case} failed: {error}")
+                status = 1
+                continue
             print("\n".join(tables({(trial.case, trial.connections): trial for trial in trials})), flush=True)
             _print_ratios(trials)
             if pages is not None:
                 save(pages / "serving", trials)
+    return status
 
 
 def _print_ratios(trials: Sequence[Trial]) -> None:
     """Of the first of each to the others, for who steers by them."""
     for trial in trials:
-        first, *others = (peer.name for peer in PEERS.values() if peer.name in trial.samples)
-        ratios = ((name, trial.ratio(first, name)) for name in others)
-        print(
-            f"c={trial.connections}: {first} / " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios if ratio)
-        )
+        names = [peer.name for peer in PEERS.values() if peer.name in trial.samples]
+        ratios = ((name, trial.ratio(names[0], name)) for name in names[1:])
+        text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios if ratio is not None)
+        print(f"c={trial.connections}: {''.join(names[:1])} / {text}")
 
 
 def _write_page(pages: Path) -> int:

@@ -35,6 +35,8 @@ class Contestant:
     cases: frozenset[str] = frozenset()
     """Only these, if any are named."""
     connections: tuple[int, ...] = CONNECTIONS
+    warms_slowly: bool = False
+    """A JVM compiles what it has run thousands of times."""
 
     def takes_part(self, case: Case) -> bool:
         return case.wire in self.wires and case.model in self.models and (not self.cases or case.name in self.cases)
@@ -113,17 +115,16 @@ _EVERY = (
     ),
     Contestant(
         "penstock-torchserve", "Penstock before TorchServe", _before_torchserve,
-        "one gateway process and a TorchServe that it starts itself behind it.", _ALL,
+        "one gateway process and a TorchServe that it starts itself behind it.", _ALL, warms_slowly=True,
     ),
     Contestant(
         "torchserve", "TorchServe", torchserve,
         "asked directly, with default settings: one worker per core. Its handler runs the same graph on ONNX Runtime, "
-        "one thread per worker.", _ALL - {"oip"},
+        "one thread per worker.", _ALL - {"oip"}, warms_slowly=True,
     ),
     Contestant(
-        "torchserve-batching", "TorchServe, batching",
-        batching,
-        "the same with its own batching, 32 rows or 5 ms.", _ALL - {"oip"},
+        "torchserve-batching", "TorchServe, batching", batching,
+        "the same with its own batching, 32 rows or 5 ms.", _ALL - {"oip"}, warms_slowly=True,
     ),
     Contestant(
         "fastapi", "FastAPI", _bare("fastapi_app", 1),

@@ -26,7 +26,7 @@ from loadtests.bench.requests import Request, ask
 
 T = TypeVar("T", int, float)
 
-__all__ = ["CORES", "NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
+__all__ = ["CORES", "FAILURES", "ROOT", "NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
 
 CORES = os.cpu_count() or 1
 """Processes, workers or instances of whoever has more than one."""
@@ -39,6 +39,10 @@ _given: set[int] = set()
 
 class NotStarted(Exception):
     """A peer cannot take part; the text says why."""
+
+
+FAILURES = (OSError, ValueError, KeyError, http.client.HTTPException, grpc.RpcError)
+"""What asking a server that is not there, or answers otherwise than expected, may raise."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +109,15 @@ class Server:
             NotStarted: it ended, or did not in time; with the end of its log.
         """
         give_up = time.monotonic() + timeout_s
-        complaint: Exception | str = "not asked yet"
+        complaint: Exception | str | None = "not asked yet"
         while time.monotonic() < give_up:
             if self._process is None or self._process.poll() is not None:
                 complaint = "it ended"
                 break
             try:
                 self.check()
-            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-                complaint = error
-            except grpc.RpcError as error:
-                complaint = f"{error.code()}: {error.details()}"
+            except FAILURES as error:
+                complaint = error.details() if isinstance(error, grpc.Call) else error
             else:
                 if self.is_ready():
                     return

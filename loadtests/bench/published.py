@@ -71,15 +71,21 @@ def _copy_as(name: str, published: Path, store: Path) -> None:
 def _make_classifier(directory: Path) -> None:
     """ResNet-18 as the algorithm's own commands make it, of one step of training: accuracy is not what is measured."""
     pictures, trained, bundle = (directory / name for name in ("pictures", "trained", "bundle"))
-    for number, place in enumerate(("train/left", "train/right", "validation/left", "validation/right")):
-        (pictures / place).mkdir(parents=True)
-        (pictures / place / f"{number}.jpg").write_bytes(_picture(number))
+    for channel in ("train", "validation"):
+        (pictures / channel).mkdir(parents=True)
+        for label in range(2):
+            (pictures / channel / f"{label}.jpg").write_bytes(_picture(label))
+        (pictures / channel / "pictures.lst").write_text("0\t0\t0.jpg\n1\t1\t1.jpg\n")
     (directory / "classifier.jpg").write_bytes(_picture(9))
     hyperparameters = ("num_classes=2", "num_training_samples=2", "mini_batch_size=2", "epochs=1", "num_layers=18")
     _penstock(
         *("train", "image_classification", "--output", trained),
         *("--channel", f"train={pictures / 'train'}", "--channel", f"validation={pictures / 'validation'}"),
-        *(part for each in (*hyperparameters, f"image_shape=3,{_SIDE},{_SIDE}") for part in ("--set", each)),
+        *(
+            part
+            for each in (*hyperparameters, f"resize={_SIDE}", f"image_shape=3,{_SIDE},{_SIDE}")
+            for part in ("--set", each)
+        ),
     )
     _penstock("export", trained / "model", "--output", bundle)
     _penstock("publish", bundle, "--name", "classifier", "--store", directory / "store")

@@ -31,7 +31,7 @@ def write_report(trials: Trials, notes: Path | None = None) -> str:
 def tables(trials: Trials) -> Iterator[str]:
     """A section for each case."""
     for case in CASES.values():
-        found = [trial for (name, _), trial in sorted(trials.items()) if name == case.name]
+        found = [trial for (name, _), trial in sorted(trials.items()) if name == case.name and trial.samples]
         if not found:
             continue
         rows = [

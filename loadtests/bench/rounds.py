@@ -12,7 +12,7 @@ from pathlib import Path
 from loadtests.bench.cases import Case
 from loadtests.bench.lineup import MANY, Contestant, contestants
 from loadtests.bench.load import generator_name
-from loadtests.bench.peers import NotStarted, RawLimit, Server
+from loadtests.bench.peers import FAILURES, NotStarted, RawLimit, Server
 from loadtests.bench.results import Trial
 
 __all__ = ["Plan", "run_case", "say"]
@@ -20,6 +20,7 @@ __all__ = ["Plan", "run_case", "say"]
 Peer = Server | RawLimit
 _START_TIMEOUT_S = 90.0
 _WARM_UP_CONNECTIONS = 8
+_SLOWER = 3
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,12 @@ def run_case(plan: Plan, case: Case, directory: Path) -> list[Trial]:
 
     Raises:
         NotStarted: nobody could take part.
-        ValueError: a peer answered other numbers after the measurements than torch.
     """
     give_up = time.monotonic() + plan.limit_s
     lineup = contestants(case, plan.peers)
     with _started(lineup, case, directory) as (peers, absent):
-        request = next(peer.request for peer in peers.values() if isinstance(peer, Server))
-        # only who is measured at that number; beyond the usual, only the tiny model as JSON
-        at = [c for c in plan.connections if c != MANY or case.name == "mlp-json"]
-        trials = [
-            Trial(
-                case.name,
-                c,
-                plan.command,
-                plan.seconds,
-                generator_name(request, c),
-                plan.load_before,
-                absent=dict(absent),
-            )
-            for c in at
-        ]
-        for name, peer in list(peers.items()):
-            try:
-                peer.measure(_WARM_UP_CONNECTIONS, plan.warm_up_s)  # a JVM, for one, gets faster as it goes
-            except RuntimeError as error:
-                say(f"{name} while warming up: {error}")
+        trials = _trials(plan, case, peers, absent)
+        _warm_up(lineup, peers, plan.warm_up_s)
         for number in range(plan.num_rounds):
             began = time.monotonic()
             for turn, trial in enumerate(trials):
@@ -80,9 +62,32 @@ def run_case(plan: Plan, case: Case, directory: Path) -> list[Trial]:
             if number + 1 < plan.num_rounds and 2 * time.monotonic() - began > give_up:
                 say("stopping early: another round would take too long")
                 break
-        for peer in peers.values():
-            peer.check()
+        for name, peer in peers.items():
+            try:
+                peer.check()
+            except FAILURES as error:
+                for trial in trials:
+                    _leave_out(trial, name, f"afterwards: {error}")
     return trials
+
+
+def _trials(plan: Plan, case: Case, peers: dict[str, Peer], absent: dict[str, str]) -> list[Trial]:
+    request = next(peer.request for peer in peers.values() if isinstance(peer, Server))
+    # beyond the usual numbers of connections, the tiny model as JSON alone
+    numbers = [c for c in plan.connections if c != MANY or case.name == "mlp-json"]
+    common = (plan.command, plan.seconds)
+    return [
+        Trial(case.name, c, *common, generator_name(request, c), plan.load_before, absent=dict(absent)) for c in numbers
+    ]
+
+
+def _warm_up(lineup: Sequence[Contestant], peers: dict[str, Peer], seconds: int) -> None:
+    for each in lineup:
+        if each.name in peers:
+            try:
+                peers[each.name].measure(_WARM_UP_CONNECTIONS, seconds * (_SLOWER if each.warms_slowly else 1))
+            except RuntimeError as error:
+                say(f"{each.name} while warming up: {error}")
 
 
 def _who(lineup: Sequence[Contestant], peers: dict[str, Peer], connections: int) -> dict[str, Peer]:
@@ -100,11 +105,15 @@ def _round(trial: Trial, peers: dict[str, Peer], turn: int, seconds: int) -> Non
         try:
             sample = peers[name].measure(trial.connections, seconds)
         except RuntimeError as error:
-            say(f"left out at c={trial.connections}: {name}: {error}")
-            trial.absent[name] = str(error)
-            trial.samples.pop(name, None)  # what is not there in every round pairs with nothing
-            continue
-        trial.samples.setdefault(name, []).append(sample)
+            _leave_out(trial, name, str(error))
+        else:
+            trial.samples.setdefault(name, []).append(sample)
+
+
+def _leave_out(trial: Trial, name: str, reason: str) -> None:
+    say(f"left out at c={trial.connections}: {name}: {reason}")
+    trial.absent[name] = reason
+    trial.samples.pop(name, None)  # what is not there in every round pairs with nothing
 
 
 @contextlib.contextmanager

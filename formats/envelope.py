@@ -51,6 +51,8 @@ class Prediction:
     tensors: tuple[Tensor, ...] | None = None
     outputs: tuple[str, ...] = ()
     """Names of the wanted output tensors, in order; empty for all. Only with `tensors`."""
+    checked: bool = False
+    """This process has held `tensors` and `outputs` against the graph's signature. Does not travel."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Protocol extras that a handler may read, such as custom attributes."""
     deadline: float = float("inf")

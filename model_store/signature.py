@@ -18,11 +18,12 @@ def check_inputs(graph: Graph, tensors: Sequence[Tensor]) -> None:
     Raises:
         InvalidBody: names the input, what was sent, and what was expected.
     """
-    if [tensor.name for tensor in tensors] == [spec.name for spec in graph.inputs]:
-        pairs = list(zip(graph.inputs, tensors, strict=True))
-    else:
-        pairs = _paired(graph, tensors)
-    for spec, tensor in pairs:
+    specs = graph.inputs
+    if len(tensors) == len(specs) == 1 and tensors[0].name == specs[0].name:  # nearly always
+        _check_input(specs[0], tensors[0])
+        if not graph.batched or tensors[0].shape[0]:
+            return
+    for spec, tensor in _paired(graph, tensors):
         _check_input(spec, tensor)
     if graph.batched:
         rows = {tensor.name: tensor.shape[0] for tensor in tensors}

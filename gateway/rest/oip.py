@@ -30,6 +30,7 @@ _MAX_NESTING = 100
 _FLOATS = {"FP16": "e", "FP32": "f", "FP64": "d"}
 """With their codes of `struct`, which packs a few numbers twice as fast as numpy."""
 _NUMBERS = {int, float}
+_NO_BYTES = memoryview(b"")
 _NO_PARAMETERS: dict[str, Any] = {}
 _INTEGER_RANGES = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 
@@ -55,7 +56,8 @@ def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> N
         version=deployment.manifest.version,
         mode=deployment.mode,
         tensors=tuple(tensors),
-        outputs=check_outputs(graph, wanted),
+        outputs=check_outputs(graph, wanted) if wanted else (),
+        checked=True,
         deadline=deadline_of(request.received, timeout_s, parameters.get("timeout")),
         request_id=identifier or request_id(request),
         traceparent=request.header(b"traceparent"),
@@ -81,10 +83,10 @@ def error_response(error: PenstockError) -> Response:
 
 def _split(request: Request) -> tuple[dict[str, Any] | None, memoryview]:
     """The JSON part and the tensors behind it; no JSON at all for a raw binary request."""
-    body = memoryview(request.body)
     text = request.header(_HEADER_LENGTH)
     if not text:
-        return _load_json(request.body), body[len(body) :]
+        return _load_json(request.body), _NO_BYTES
+    body = memoryview(request.body)
     if not (text.isascii() and text.isdecimal() and len(text) < 20) or int(text) > len(body):
         raise InvalidBody(f"Inference-Header-Content-Length {text!r} must be a number from 0 to {len(body)}")
     length = int(text)
@@ -141,7 +143,9 @@ def _inputs(header: Mapping[str, Any], binary: memoryview) -> list[Tensor]:
     for index, each in enumerate(inputs):
         if not isinstance(each, dict):
             raise InvalidBody(f"inputs[{index}] must be an object")
-        size = _parameters(each, f"inputs[{index}]").get("binary_data_size")
+        size = None
+        if "parameters" in each:
+            size = _parameters(each, f"inputs[{index}]").get("binary_data_size")
         if size is None:
             tensors.append(_json_tensor(each, index))
             continue
@@ -259,6 +263,8 @@ def _wanted(
 ) -> tuple[list[str], dict[str, bool]]:
     """Names of the outputs asked for (none for all), and which go out as binary; key '' holds the default."""
     outputs = header.get("outputs") or []
+    if not outputs and not parameters:
+        return [], {"": default}
     if not isinstance(outputs, list):
         raise InvalidBody("'outputs' must be a list")
     names, as_binary = [], {"": bool(parameters.get("binary_data_output", default))}
@@ -306,10 +312,10 @@ def _answer(
 
 
 def _json_data(tensor: Tensor) -> Any:
-    flat = array_of(tensor).ravel()
+    if tensor.datatype == "BYTES":
+        return [element.decode("utf-8", "replace") for element in array_of(tensor).ravel()]
+    flat = np.frombuffer(tensor.data, DATATYPES[tensor.datatype])
     # the product with itself is a number where all its elements are; where it overflows, look closer
     if tensor.datatype in _FLOATS and not math.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():
         raise BackendFailed("output contains non-finite values; request binary_data")
-    if tensor.datatype == "BYTES":
-        return [element.decode("utf-8", "replace") for element in flat]
     return flat.astype(np.float32) if tensor.datatype == "FP16" else flat

@@ -35,6 +35,7 @@ _log = logging.getLogger("penstock.gateway")
 _TICK_S = 0.1
 _TURN_S = 0.02
 _HEALTH_S = 1.0
+_LARGEST_KEPT_BYTES = 16 * 2**20
 _TURN_AWAY_S = 0.25
 
 
@@ -91,6 +92,9 @@ class Gateway:
             OSError: a port is taken; the text says which.
             BackendUnavailable: a pool could not start.
         """
+        # glibc keeps blocks as large as the largest it has seen freed, instead of asking the kernel for fresh pages for
+        # every large body: taken and given back once, untouched
+        bytearray(_LARGEST_KEPT_BYTES)
         try:
             if self._admin_socket is None:
                 await self._open_doors()

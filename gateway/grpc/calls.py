@@ -9,46 +9,41 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import struct
 import time
 import urllib.parse
-import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from math import inf
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from gateway.grpc.http2 import Http2Connection, Limits, Stream, encode_headers
+from gateway.grpc.headers import encode_headers
+from gateway.grpc.http2 import Http2Connection
+from gateway.grpc.messages import ACCEPTED, PREFIX, BadMessage, MessageReader
+from gateway.grpc.streams import Limits, Stream
 
 __all__ = ["Call", "GrpcApplication", "Hot"]
 
 _log = logging.getLogger("penstock.grpc")
+
+_INTERNAL = "internal error of the gateway; see its log"
 
 Hot = Callable[[bytes, "Call"], None]
 """Gets one request message; sees to it that the call is answered, now or later."""
 
 _STATUS_200 = b"\x88"
 """`:status: 200`, the 8th entry of HPACK's static table."""
-_HEADERS = _STATUS_200 + encode_headers(
-    (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,deflate,gzip")
-)
+_HEADERS = _STATUS_200 + encode_headers((b"content-type", b"application/grpc"), (b"grpc-accept-encoding", ACCEPTED))
 _OK = encode_headers((b"grpc-status", b"0"))
-_MESSAGE = struct.Struct(">BI")
-"""Before each message: compressed or not, and its length."""
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
-"""Of zlib, by `grpc-encoding`."""
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-
-
-class BadMessage(Exception):
-    """The client's message cannot be read: the status that says so, and the text."""
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+_MAX_DETAILS = 7000
+"""Bytes of `grpc-message`: grpcio's clients begin to refuse metadata at 8 KiB."""
+_AHEAD = 1
+"""Messages of a streaming client that wait for its coroutine; the others wait for the client's window."""
+_CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
 
 
 class Call:
@@ -60,6 +55,7 @@ class Call:
         "_trailing",
         "began",
         "deadline",
+        "heard",
         "messages",
         "on_cancel",
         "over",
@@ -72,7 +68,7 @@ class Call:
         self._headers_sent = False
         self._trailing: list[tuple[bytes, bytes]] = []
         self.stream = stream
-        self.began = time.monotonic()
+        self.began = self.heard = time.monotonic()
         timeout = stream.headers.get(b"grpc-timeout")
         self.deadline = inf if timeout is None else self.began + _seconds(timeout)
         """Monotonic second; infinite when the client set none."""
@@ -89,12 +85,12 @@ class Call:
             return
         self._end()
         last = _OK + encode_headers(*trailers) if trailers else _OK
-        self.stream.answer(_HEADERS, _MESSAGE.pack(0, len(message)) + message, last)
+        self.stream.answer(_HEADERS, PREFIX.pack(0, len(message)) + message, last)
 
     def send(self, message: bytes) -> None:
         """One of several answers."""
         if not self.over:
-            self.stream.answer(b"" if self._headers_sent else _HEADERS, _MESSAGE.pack(0, len(message)) + message, None)
+            self.stream.answer(b"" if self._headers_sent else _HEADERS, PREFIX.pack(0, len(message)) + message, None)
             self._headers_sent = True
 
     def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
@@ -105,9 +101,15 @@ class Call:
         number: int = code.value[0]
         trailers = [(b"grpc-status", b"%d" % number), *self._trailing]
         if details:
-            trailers.append((b"grpc-message", urllib.parse.quote(details, safe=_PRINTABLE).encode()))
+            trailers.append((b"grpc-message", _percent_encoded(details)))
         block = encode_headers(*trailers)
         self.stream.answer(b"", b"", block if self._headers_sent else _HEADERS + block)
+
+    def fail(self, code: grpc.StatusCode, details: str) -> None:
+        """The end of the call, and of the coroutine that may be at work on it."""
+        self.finish(code, details)
+        if self.task is not None:
+            self.task.cancel()
 
     def cancel(self) -> None:
         """Nobody waits for an answer any more."""
@@ -137,6 +139,7 @@ class Call:
 
     async def write(self, message: Any) -> None:
         self.send(message.SerializeToString())
+        await self.stream.sent()
 
 
 class GrpcApplication:
@@ -148,7 +151,7 @@ class GrpcApplication:
         self.connections: set[Http2Connection] = set()
         self.calls: set[Call] = set()
         self._limits = limits
-        self._max_message_bytes = max_message_bytes
+        self._messages = MessageReader(max_message_bytes)
         self._body_timeout_s = body_timeout_s
         self._header_timeout_s = header_timeout_s
         self._hot: dict[bytes, Hot] = {}
@@ -174,15 +177,16 @@ class GrpcApplication:
         """End what takes too long: greetings, requests that never end, coroutines past their deadline."""
         for call in list(self.calls):
             if call.task is not None and now > call.deadline:
-                task, call.task = call.task, None
-                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
-                task.cancel()
-            elif not call.stream.ended and call.messages is None and now > call.began + self._body_timeout_s:
-                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request within {self._body_timeout_s:g} s")
+                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+            elif call.stream.ended or call.messages is not None or call.stream.held_back:
+                continue
+            elif now > call.heard + self._body_timeout_s:
+                text = f"nothing more of the request within {self._body_timeout_s:g} s"
+                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         for connection in list(self.connections):
             if not connection.greeted and now > connection.last_activity + self._header_timeout_s:
                 connection.close()
-            elif connection.stalled_since is not None and now > connection.stalled_since + self._body_timeout_s:
+            elif connection.stalled(now - self._body_timeout_s):
                 connection.abort()
 
     def end_tasks(self) -> list[asyncio.Task[None]]:
@@ -191,8 +195,7 @@ class GrpcApplication:
         for call in list(self.calls):
             if call.task is not None:
                 tasks.append(call.task)
-                call.finish(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
-                call.task.cancel()
+                call.fail(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
         return tasks
 
     # what connections call
@@ -205,11 +208,11 @@ class GrpcApplication:
 
     def begun(self, stream: Stream) -> None:
         headers = stream.headers
-        if headers[b":method"] != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            status = (
-                HTTPStatus.METHOD_NOT_ALLOWED if headers[b":method"] != b"POST" else HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-            )
-            stream.answer(b"", b"", encode_headers((b":status", b"%d" % status)))
+        if headers[b":method"] != b"POST":
+            stream.answer(b"", b"", _status(HTTPStatus.METHOD_NOT_ALLOWED, (b"allow", b"POST")))
+            return
+        if not _is_grpc(headers.get(b"content-type", b"")):
+            stream.answer(b"", b"", _status(HTTPStatus.UNSUPPORTED_MEDIA_TYPE))
             return
         path = headers[b":path"]
         call = Call(self, stream)
@@ -222,7 +225,7 @@ class GrpcApplication:
             method = self._methods.get(path)
             if method is not None and method.request_streaming:
                 call.messages = asyncio.Queue()
-                call.task = asyncio.ensure_future(_converse(method, call))
+                call.task = asyncio.ensure_future(_converse(self, method, call))
         else:
             call.finish(grpc.StatusCode.UNIMPLEMENTED, f"method {path.decode('latin-1')[:200]} is not offered")
 
@@ -230,13 +233,14 @@ class GrpcApplication:
         call = stream.call
         if not isinstance(call, Call) or call.over:
             return
+        call.heard = stream.connection.last_activity
         try:
             if call.messages is not None:
-                self._feed(call)
-            elif len(stream.body) >= _MESSAGE.size:
-                self._check_length(stream)
+                self.feed(call)
+                return
+            stream.expect(self._messages.size_of_only(stream.body))
         except BadMessage as error:
-            call.finish(error.code, str(error))
+            call.fail(error.code, str(error))
 
     def ended(self, stream: Stream) -> None:
         call = stream.call
@@ -244,16 +248,20 @@ class GrpcApplication:
             return
         try:
             if call.messages is not None:
-                self._feed(call)
-                call.messages.put_nowait(None)
+                self.feed(call)
                 return
-            message = self._only_message(stream)
+            message = self._messages.only(stream.body, stream.headers.get(b"grpc-encoding", b"identity"))
         except BadMessage as error:
-            call.finish(error.code, str(error))
+            call.fail(error.code, str(error))
             return
+        stream.body.clear()
         hot = self._hot.get(stream.headers[b":path"])
         if hot is not None:
-            hot(message, call)
+            try:
+                hot(message, call)
+            except Exception:  # noqa: BLE001  what one call brings about is none of the others' business
+                _log.exception("a call failed")
+                call.finish(grpc.StatusCode.INTERNAL, _INTERNAL)
         else:
             call.task = asyncio.ensure_future(_answer(self._methods[stream.headers[b":path"]], message, call))
 
@@ -261,57 +269,30 @@ class GrpcApplication:
         if isinstance(stream.call, Call):
             stream.call.cancel()
 
-    def _only_message(self, stream: Stream) -> bytes:
-        body = stream.body
-        if len(body) < _MESSAGE.size:
-            raise BadMessage(grpc.StatusCode.INTERNAL, f"{len(body)} bytes are no message")
-        flag, length = self._check_length(stream)
-        if len(body) != _MESSAGE.size + length:
-            text = f"a request is one message: it says {length} bytes, {len(body) - _MESSAGE.size} came"
-            raise BadMessage(grpc.StatusCode.INTERNAL, text)
-        return self._decoded(stream, flag, bytes(memoryview(body)[_MESSAGE.size :]))
-
-    def _check_length(self, stream: Stream) -> tuple[int, int]:
-        flag, length = _MESSAGE.unpack_from(stream.body)
-        if length > self._max_message_bytes:
-            text = f"received message larger than max ({length} vs. {self._max_message_bytes})"
-            raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        return flag, length
-
-    def _feed(self, call: Call) -> None:
-        """Hand on the messages that are complete."""
-        body = call.stream.body
-        assert call.messages is not None
-        while len(body) >= _MESSAGE.size:
-            flag, length = self._check_length(call.stream)
-            if len(body) < _MESSAGE.size + length:
+    def feed(self, call: Call) -> None:
+        """Hand on what is complete of a streaming client's messages, as far as its coroutine takes them."""
+        stream, messages = call.stream, call.messages
+        assert messages is not None
+        if call.over:
+            return
+        while messages.qsize() < _AHEAD:
+            message = self._messages.first(stream.body, stream.headers.get(b"grpc-encoding", b"identity"))
+            if message is not None:
+                stream.consume(self._messages.size(stream.body))
+                messages.put_nowait(message)
+            elif not stream.ended:
+                stream.expect(self._messages.size(stream.body))
                 return
-            message = bytes(memoryview(body)[_MESSAGE.size : _MESSAGE.size + length])
-            call.stream.consume(_MESSAGE.size + length)
-            call.messages.put_nowait(self._decoded(call.stream, flag, message))
-
-    def _decoded(self, stream: Stream, flag: int, message: bytes) -> bytes:
-        if flag == 0:
-            return message
-        encoding = stream.headers.get(b"grpc-encoding", b"identity")
-        if flag != 1 or encoding not in _WINDOW_BITS:
-            text = f"compression '{encoding.decode('latin-1')[:50]}' is not supported; identity, deflate and gzip are"
-            raise BadMessage(grpc.StatusCode.UNIMPLEMENTED, text)
-        inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
-        try:
-            plain = inflater.decompress(message, self._max_message_bytes + 1)
-        except zlib.error as error:
-            raise BadMessage(grpc.StatusCode.INTERNAL, f"the message is not {encoding.decode()}: {error}") from error
-        if len(plain) > self._max_message_bytes:
-            text = f"received message larger than max ({self._max_message_bytes}) once decompressed"
-            raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        return plain
+            elif stream.body:
+                raise BadMessage(grpc.StatusCode.INTERNAL, f"the last {len(stream.body)} bytes are no message")
+            else:
+                messages.put_nowait(None)
 
 
 async def _answer(method: Any, message: bytes, call: Call) -> None:
     """A method that takes one message."""
     async with _Guard(call):
-        request = method.request_deserializer(message)
+        request = _deserialized(method, message)
         if method.response_streaming:
             await _stream(method.unary_stream(request, call), method, call)
         else:
@@ -320,22 +301,31 @@ async def _answer(method: Any, message: bytes, call: Call) -> None:
             call.finish()
 
 
-async def _converse(method: Any, call: Call) -> None:
+async def _converse(application: GrpcApplication, method: Any, call: Call) -> None:
     """A method that takes a stream of messages and gives one."""
     async with _Guard(call):
-        await _stream(method.stream_stream(_requests(method, call), call), method, call)
+        await _stream(method.stream_stream(_requests(application, method, call), call), method, call)
 
 
-async def _requests(method: Any, call: Call) -> AsyncIterator[Any]:
+async def _requests(application: GrpcApplication, method: Any, call: Call) -> AsyncIterator[Any]:
     assert call.messages is not None
     while (message := await call.messages.get()) is not None:
-        yield method.request_deserializer(message)
+        yield _deserialized(method, message)
+        application.feed(call)
+
+
+def _deserialized(method: Any, message: bytes) -> Any:
+    try:
+        return method.request_deserializer(message)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(grpc.StatusCode.INTERNAL, "the request cannot be deserialized") from error
 
 
 async def _stream(answers: Any, method: Any, call: Call) -> None:
     if inspect.isasyncgen(answers):
         async for answer in answers:
             call.send(method.response_serializer(answer))
+            await call.stream.sent()
     else:  # it writes to its context
         await answers
     call.finish()
@@ -356,8 +346,11 @@ class _Guard:
         if isinstance(error, asyncio.CancelledError):
             self._call.finish(grpc.StatusCode.CANCELLED, "cancelled")
             return False
+        if isinstance(error, BadMessage):
+            self._call.finish(error.code, str(error))
+            return True
         _log.error("a call failed", exc_info=error)
-        self._call.finish(grpc.StatusCode.INTERNAL, "internal error of the gateway; see its log")
+        self._call.finish(grpc.StatusCode.INTERNAL, _INTERNAL)
         return True
 
 
@@ -367,3 +360,24 @@ def _seconds(timeout: bytes) -> float:
     if unit not in _UNITS or not number.isdigit() or len(number) > 8:
         return inf
     return int(number) * _UNITS[unit]
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    """`application/grpc`, also with the format that it always is, and with parameters; not `application/grpc-web`."""
+    if content_type in _CONTENT_TYPES:
+        return True
+    return content_type.lower().partition(b";")[0].strip() in _CONTENT_TYPES
+
+
+def _status(status: HTTPStatus, *headers: tuple[bytes, bytes]) -> bytes:
+    """The headers of an answer to what is no call."""
+    return encode_headers((b":status", b"%d" % status), *headers)
+
+
+def _percent_encoded(text: str) -> bytes:
+    """`grpc-message`: UTF-8, with all but printable ASCII as %XX, cut where it gets too long."""
+    encoded = urllib.parse.quote(text, safe=_PRINTABLE, errors="backslashreplace").encode()
+    if len(encoded) <= _MAX_DETAILS:
+        return encoded
+    cut = urllib.parse.unquote_to_bytes(encoded[: _MAX_DETAILS - 12]).decode(errors="ignore")
+    return urllib.parse.quote(cut, safe=_PRINTABLE).encode()

@@ -1,98 +1,51 @@
 """HTTP/2 on the server's side (RFC 9113), as much of it as gRPC needs, close to the socket.
 
-Frames, streams and flow control; header compression is the `hpack` library's, asked only for blocks that are new: a
-client repeats the same few bytes for every call. What is sent never enters a compression table, so that all headers of
-an answer are constants but a few.
+What it reads may be anything: whatever breaks the rules ends a stream or the connection, and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
+import logging
 import time
 from collections.abc import Callable
-from enum import IntEnum
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
-import hpack
-
-__all__ = ["ErrorCode", "Http2Connection", "Limits", "Stream", "StreamFault", "encode_headers"]
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_FRAME = struct.Struct(">BHBBI")
-"""Length (8 and 16 bits), type, flags, stream."""
-_SETTING = struct.Struct(">HI")
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
-    range(10)
+from gateway.grpc.frames import (
+    DEFAULT_WINDOW,
+    FRAME,
+    FRAME_BYTES,
+    MAX_WINDOW,
+    PREFACE,
+    ConnectionFault,
+    ErrorCode,
+    Flag,
+    Kind,
+    Setting,
+    StreamFault,
+    frame,
+    goaway,
+    reset,
+    settings,
+    settings_of,
+    unpadded,
+    window_update,
 )
-_ACK = _END_STREAM = 0x1
-_END_HEADERS = 0x4
-_PADDED = 0x8
-_HAS_PRIORITY = 0x20
-_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 0x4, 0x5
-_MAX_WINDOW = 2**31 - 1
-_FRAME_BYTES = 16_384
-"""Longest frame that we accept: the protocol's least, and enough, since many are read at once."""
-_DEFAULT_WINDOW = 65_535
-_NO_TABLE = b"\x20"
-"""Dynamic table size update to 0, before the first header block of a connection: we never use the table."""
+from gateway.grpc.headers import Block, BlockReader
+from gateway.grpc.streams import Limits, Outgoing, Room, Stream
+
+__all__ = ["Application", "Http2Connection", "Limits", "Stream"]
+
+_log = logging.getLogger("penstock.grpc")
+
+# taken from their classes once, not for every frame
+_DATA, _HEADERS, _CONTINUATION = Kind.DATA, Kind.HEADERS, Kind.CONTINUATION
+_END_STREAM, _END_HEADERS = Flag.END_STREAM, Flag.END_HEADERS
 _MAX_CONTINUATIONS = 16
-_RESETS_FOR_FREE = 200
-"""Streams that a client may reset beyond those it lets finish (CVE-2023-44487)."""
+_UNREST_FOR_FREE = 200
+"""Resets and settings beyond one reset for each stream that may be open."""
+_FORGIVEN_PER_S = 100.0
 _LINGER_S = 0.2
-_MAX_REMEMBERED = 64
-"""Header blocks kept decoded per connection."""
-_FORBIDDEN = frozenset({b"connection", b"transfer-encoding", b"upgrade", b"keep-alive", b"proxy-connection"})
-
-
-class ErrorCode(IntEnum):
-    """RFC 9113, section 7."""
-
-    NO_ERROR = 0x0
-    PROTOCOL_ERROR = 0x1
-    INTERNAL_ERROR = 0x2
-    FLOW_CONTROL_ERROR = 0x3
-    STREAM_CLOSED = 0x5
-    FRAME_SIZE_ERROR = 0x6
-    REFUSED_STREAM = 0x7
-    CANCEL = 0x8
-    COMPRESSION_ERROR = 0x9
-    ENHANCE_YOUR_CALM = 0xB
-
-
-class ConnectionFault(Exception):
-    """The peer broke the protocol: it is told with GOAWAY, and the connection ends."""
-
-    def __init__(self, code: ErrorCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class StreamFault(Exception):
-    """One stream ends with RST_STREAM; the connection goes on."""
-
-    def __init__(self, code: ErrorCode) -> None:
-        super().__init__(code.name)
-        self.code = code
-
-
-class Limits:
-    """What one connection may take up.
-
-    Args:
-        max_header_bytes: of one request's headers, decoded, by the rule of RFC 9113 (32 more for each).
-        max_body_bytes: held back of all requests together whose end has not come.
-        max_streams: requests at once.
-        window_bytes: what a client may send on one stream before it is let on.
-    """
-
-    def __init__(
-        self, *, max_header_bytes: int, max_body_bytes: int, max_streams: int = 1000, window_bytes: int = 2**20
-    ) -> None:
-        self.max_header_bytes = max_header_bytes
-        self.max_body_bytes = max_body_bytes
-        self.max_streams = max_streams
-        self.window_bytes = window_bytes
 
 
 class Application(Protocol):
@@ -106,73 +59,13 @@ class Application(Protocol):
         """Headers are there."""
 
     def received(self, stream: Stream) -> None:
-        """`stream.body` has grown."""
+        """`stream.body` may have grown. For more of it than a window's worth, call `stream.expect` each time."""
 
     def ended(self, stream: Stream) -> None:
         """The client has sent everything."""
 
     def dropped(self, stream: Stream) -> None:
         """Nobody waits for the rest of the answer any more."""
-
-
-class Stream:
-    """One request and its answer."""
-
-    __slots__ = (
-        "body",
-        "call",
-        "closed",
-        "connection",
-        "ended",
-        "header_bytes",
-        "headers",
-        "id",
-        "receive_window",
-        "send_window",
-        "sending",
-    )
-
-    def __init__(self, connection: Http2Connection, number: int, block: _Block, send_window: int) -> None:
-        self.connection = connection
-        self.id = number
-        self.header_bytes = block.size
-        """By the rule of RFC 9113: 32 more for each."""
-        self.headers = block.headers
-        """Names in lower case, pseudo-headers included; of a repeated one, the last."""
-        self.body = bytearray()
-        self.call: object = None
-        """The application's own."""
-        self.ended = False
-        """The client has sent everything."""
-        self.closed = False
-        self.receive_window = connection.limits.window_bytes
-        self.send_window = send_window
-        self.sending: _Sending | None = None
-
-    def answer(self, headers: bytes, body: bytes, trailers: bytes | None) -> None:
-        """The whole answer or its next part: header block (or none), data, last header block (None: later)."""
-        self.connection.send(self, headers, body, trailers)
-
-    def consume(self, size: int) -> None:
-        """Take so many bytes from the front of the body, of a stream that goes on."""
-        self.connection.consume(self, size)
-
-
-class _Block(NamedTuple):
-    """A decoded header block."""
-
-    headers: dict[bytes, bytes]
-    size: int
-
-
-class _Sending:
-    """What waits for the peer to open its window."""
-
-    __slots__ = ("data", "trailers")
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.trailers: bytes | None = None
 
 
 class Http2Connection(asyncio.Protocol):
@@ -182,38 +75,24 @@ class Http2Connection(asyncio.Protocol):
         self.limits = limits
         self.streams: dict[int, Stream] = {}
         self.last_activity = time.monotonic()
-        self.stalled_since: float | None = None
-        """Monotonic second since which the client takes no answers."""
         self.greeted = False
         """The client has shown that it speaks HTTP/2."""
+        self.outgoing = Outgoing(self._write, self._finish)
+        self.room = Room(limits, self._write, self.streams)
         self._application = application
         self._buffer = b""
-        self._decoder = hpack.Decoder(max_header_list_size=4 * limits.max_header_bytes)
-        self._remembered: dict[bytes, _Block] = {}
+        self._blocks = BlockReader(4 * limits.max_header_bytes)
+        self._remembered = self._blocks.remembered
         self._last_id = 0
         self._block: tuple[int, int, bytearray, int] | None = None
         """A header block that goes on: stream, flags, bytes, frames."""
-        self._receive_window = _DEFAULT_WINDOW
-        self._send_window = _DEFAULT_WINDOW
-        self._initial_send_window = _DEFAULT_WINDOW
-        self._max_send_frame = _FRAME_BYTES
-        self._held = 0
-        """Bytes of bodies whose end has not come."""
-        self._resets = 0
+        self._receive_window = DEFAULT_WINDOW
+        self._unrest = 0.0
+        self._unrest_at = 0.0
         self._goodbye = False
-        self._prefix = _NO_TABLE
-        self._frames: dict[int, Callable[[int, int, bytes], None]] = {
-            _DATA: self._on_data,
-            _HEADERS: self._on_headers,
-            _PRIORITY: self._on_priority,
-            _RST_STREAM: self._on_reset,
-            _SETTINGS: self._on_settings,
-            _PUSH_PROMISE: self._on_push_promise,
-            _PING: self._on_ping,
-            _GOAWAY: self._on_goaway,
-            _WINDOW_UPDATE: self._on_window_update,
-            _CONTINUATION: self._on_continuation,
-        }
+        self._lingering = False
+        self._stalled_since: float | None = None
+        self._frames: dict[int, Callable[[int, int, bytes], None]] = {Kind.SETTINGS: self._on_first_settings}
 
     # the transport
 
@@ -221,13 +100,12 @@ class Http2Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._application.opened(self)
         limits = self.limits
-        settings = (
-            (0x3, limits.max_streams),
-            (_INITIAL_WINDOW_SIZE, limits.window_bytes),
-            (0x6, limits.max_header_bytes),
+        ours = settings(
+            (Setting.MAX_CONCURRENT_STREAMS, limits.max_streams),
+            (Setting.INITIAL_WINDOW_SIZE, limits.window_bytes),
+            (Setting.MAX_HEADER_LIST_SIZE, limits.max_header_bytes),
         )
-        self._write(_frame(_SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings)))
-        self._open_window()
+        self._write(ours + self._opened_window())
 
     def data_received(self, data: bytes) -> None:
         self.last_activity = time.monotonic()
@@ -236,29 +114,36 @@ class Http2Connection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        at = 0
         try:
-            if not self.greeted:
-                at = self._greet(data)
+            at = 0 if self.greeted else self._greet(data)
             self._buffer = self._read_frames(data, at) if self.greeted else data
+            self.outgoing.flush()
         except ConnectionFault as fault:
             self.close(fault.code, str(fault))
+        except Exception:  # noqa: BLE001  a fault of ours ends this connection, and no other
+            _log.exception("a connection failed")
+            self.close(ErrorCode.INTERNAL_ERROR)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._goodbye = True
         self._application.lost(self)
-        streams, self.streams = self.streams, {}
-        for stream in streams.values():
-            stream.closed = True
-            self._application.dropped(stream)
+        self._drop_all()
 
     def pause_writing(self) -> None:
         """The client does not take its answers: take no more of its requests."""
-        self.stalled_since = time.monotonic()
-        self._transport.pause_reading()
+        if not self._transport.is_closing():
+            self._stalled_since = time.monotonic()
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self.stalled_since = None
-        self._transport.resume_reading()
+        if not self._transport.is_closing():
+            self._stalled_since = None
+            self._transport.resume_reading()
+
+    def stalled(self, since: float) -> bool:
+        """The client has taken nothing of its answers since that monotonic second, on its socket or by its windows."""
+        on_socket, by_windows = self._stalled_since, self.outgoing.waiting_since
+        return (on_socket is not None and on_socket < since) or (by_windows is not None and by_windows < since)
 
     # the end
 
@@ -266,7 +151,7 @@ class Http2Connection(asyncio.Protocol):
         """Take no new streams; those at work may finish."""
         if not self._goodbye:
             self._goodbye = True
-            self._write(_frame(_GOAWAY, 0, 0, struct.pack(">II", self._last_id, ErrorCode.NO_ERROR)))
+            self._write(goaway(self._last_id, ErrorCode.NO_ERROR))
         self._close_when_done()
 
     def close(self, code: ErrorCode = ErrorCode.NO_ERROR, text: str = "") -> None:
@@ -274,99 +159,66 @@ class Http2Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._goodbye = True
-        self._write(_frame(_GOAWAY, 0, 0, struct.pack(">II", self._last_id, code) + text.encode()))
-        self._transport.close()
+        self._write(goaway(self._last_id, code, text))
+        self._drop_all()
+        if code is ErrorCode.NO_ERROR:
+            self._end_transport()
+        else:
+            self._close_when_done()
 
     def abort(self) -> None:
         """End the connection without another word."""
         self._transport.abort()
 
-    # what is sent
-
-    def send(self, stream: Stream, headers: bytes, data: bytes, trailers: bytes | None) -> None:
-        """Header block, data and trailers of one stream, as far as the peer's windows allow; the rest follows."""
-        if stream.closed:
-            return
-        out = []
-        if headers:
-            out.append(_frame(_HEADERS, _END_HEADERS, stream.id, self._prefixed(headers)))
-        waiting = stream.sending
-        if waiting is None and len(data) <= min(self._send_window, stream.send_window, self._max_send_frame):
-            if data:
-                self._send_window -= len(data)
-                stream.send_window -= len(data)
-                out.append(_frame(_DATA, 0, stream.id, data))
-            if trailers is not None:
-                out.append(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.id, self._prefixed(trailers)))
-            self._write(b"".join(out))
-        else:
-            self._write(b"".join(out))
-            if waiting is None:
-                waiting = stream.sending = _Sending()
-            waiting.data += data
-            waiting.trailers = trailers
-            self._send_waiting(stream, waiting)
-            return
-        if trailers is not None:
-            self._finish(stream)
-
-    def reset(self, stream: Stream, code: ErrorCode) -> None:
-        if not stream.closed:
-            self._write(_frame(_RST_STREAM, 0, stream.id, struct.pack(">I", code)))
-            self._forget(stream)
-
-    def _send_waiting(self, stream: Stream, waiting: _Sending) -> None:
-        data, out = waiting.data, []
-        while data:
-            size = min(len(data), self._send_window, stream.send_window, self._max_send_frame)
-            if size <= 0:
-                break
-            out.append(_frame(_DATA, 0, stream.id, bytes(data[:size])))
-            del data[:size]
-            self._send_window -= size
-            stream.send_window -= size
-        if not data:
-            stream.sending = None
-            if waiting.trailers is not None:
-                flags = _END_HEADERS | _END_STREAM
-                out.append(_frame(_HEADERS, flags, stream.id, self._prefixed(waiting.trailers)))
-        self._write(b"".join(out))
-        if not data and waiting.trailers is not None:
-            self._finish(stream)
+    def _drop_all(self) -> None:
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self.room.held_back.clear()
+        for stream in streams:
+            self._application.dropped(stream)
+            self._leave(stream)
 
     def _finish(self, stream: Stream) -> None:
-        if stream.ended:
-            self._resets = max(self._resets - 1, 0)
-        else:  # what is still on its way is of no use to anybody (section 8.1)
-            self._write(_frame(_RST_STREAM, 0, stream.id, struct.pack(">I", ErrorCode.NO_ERROR)))
+        """The answer is written to its end."""
+        if not stream.ended:  # what is still on its way is of no use to anybody (section 8.1)
+            self._write(reset(stream.id, ErrorCode.NO_ERROR))
+        elif self._unrest:
+            self._unrest = max(self._unrest - 1, 0)
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
-        stream.closed = True
-        if not stream.ended:
-            self._held -= len(stream.body)
         self.streams.pop(stream.id, None)
+        self._leave(stream)
         if self._goodbye:
             self._close_when_done()
 
-    def _close_when_done(self) -> None:
-        if not self.streams:
-            # not at once: closing on what the client has just sent would reset the connection under our last words
-            asyncio.get_running_loop().call_later(_LINGER_S, self._transport.close)
+    def _leave(self, stream: Stream) -> None:
+        stream.closed = True
+        if stream.waiting is not None:
+            self.outgoing.forget(stream)
+        if stream.granted or self.room.held_back:
+            self.room.give_back(stream)
 
-    def _prefixed(self, block: bytes) -> bytes:
-        prefix, self._prefix = self._prefix, b""
-        return prefix + block
+    def _close_when_done(self) -> None:
+        if not self.streams and not self._lingering:
+            # not at once: closing on what the client has just sent would reset the connection under our last words
+            self._lingering = True
+            asyncio.get_running_loop().call_later(_LINGER_S, self._end_transport)
+
+    def _end_transport(self) -> None:
+        if self._stalled_since is None:  # from now on: what the client does not take keeps a closed transport alive
+            self._stalled_since = time.monotonic()
+        self._transport.close()
 
     def _write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
             self._transport.write(data)
 
-    def _open_window(self) -> None:
+    def _opened_window(self) -> bytes:
         """Let the client send again what it may at most."""
-        size = max(self.limits.window_bytes * 4, _DEFAULT_WINDOW)
-        self._write(_frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", size - self._receive_window)))
-        self._receive_window = size
+        size = self.limits.connection_window_bytes
+        grant, self._receive_window = size - self._receive_window, size
+        return window_update(0, grant) if grant else b""
 
     # what is received
 
@@ -379,79 +231,88 @@ class Http2Connection(asyncio.Protocol):
 
     def _read_frames(self, data: bytes, at: int) -> bytes:
         end = len(data)
-        frames = self._frames
-        while end - at >= _FRAME.size:
-            high, low, kind, flags, number = _FRAME.unpack_from(data, at)
+        while end - at >= FRAME.size:
+            high, low, kind, flags, number = FRAME.unpack_from(data, at)
             length = high << 16 | low
-            if length > _FRAME_BYTES:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes; at most {_FRAME_BYTES}")
-            begin = at + _FRAME.size
+            if length > FRAME_BYTES:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes; at most {FRAME_BYTES}")
+            begin = at + FRAME.size
             if end - begin < length:
                 break
             at = begin + length
             if self._block is not None and kind != _CONTINUATION:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was not continued")
-            handle = frames.get(kind)
-            if handle is None:  # unknown kinds are ignored (section 4.1)
-                continue
+            handle = self._frames.get(kind)
+            if handle is None:
+                if len(self._frames) == 1:
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings come first")
+                continue  # unknown kinds are ignored (section 4.1)
+            number &= MAX_WINDOW
             try:
-                handle(flags, number & _MAX_WINDOW, data[begin:at])
+                handle(flags, number, data[begin:at])
             except StreamFault as fault:
-                stream = self.streams.get(number & _MAX_WINDOW)
-                if stream is not None:
-                    self._application.dropped(stream)
-                    self.reset(stream, fault.code)
-                else:
-                    self._write(_frame(_RST_STREAM, 0, number & _MAX_WINDOW, struct.pack(">I", fault.code)))
+                self._refuse(number, fault.code)
         return data[at:]
+
+    def _refuse(self, number: int, code: ErrorCode) -> None:
+        if code is not ErrorCode.REFUSED_STREAM:
+            self._disturb()
+        stream = self.streams.get(number)
+        if stream is not None:
+            self._application.dropped(stream)
+            self._forget(stream)
+        self._write(reset(number, code))
+
+    def _disturb(self) -> None:
+        """Count what lets a client begin more than it lets us finish, whoever resets (CVE-2023-44487, CVE-2025-8671).
+
+        As many resets as there may be streams are nothing bad: one time-out of many calls.
+        """
+        now = self.last_activity
+        self._unrest = max(self._unrest - (now - self._unrest_at) * _FORGIVEN_PER_S, 0) + 1
+        self._unrest_at = now
+        if self._unrest > self.limits.max_streams + _UNREST_FOR_FREE:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are begun and reset")
+
+    def _check_begun(self, number: int) -> None:
+        """A stream that is not at work any more may be spoken of; one that never was may not."""
+        if number > self._last_id or number % 2 == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a frame of stream {number}, which is idle")
 
     def _on_data(self, flags: int, number: int, payload: bytes) -> None:
         size = len(payload)
         self._receive_window -= size
-        if self._receive_window < 0:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
-        if self._receive_window < self.limits.window_bytes * 2:
-            self._open_window()
+        if self._receive_window < self.limits.connection_window_bytes // 2:
+            if self._receive_window < 0:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+            self._write(self._opened_window())
         stream = self.streams.get(number)
         if stream is None:
-            if number == 0 or number > self._last_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"data on stream {number}, which is idle")
+            self._check_begun(number)
             return  # on its way while we ended the stream
         if stream.ended:
             raise StreamFault(ErrorCode.STREAM_CLOSED)
         stream.receive_window -= size
         if stream.receive_window < 0:
             raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR)
-        data = _unpadded(payload) if flags & _PADDED else payload
-        stream.body += data
-        self._held += len(data)
+        stream.body += unpadded(payload) if flags & Flag.PADDED else payload
         if flags & _END_STREAM:
             self._end(stream)
-            return
-        if self._held > self.limits.max_body_bytes:
-            raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM)
-        if stream.receive_window < self.limits.window_bytes // 2:
-            grant = self.limits.window_bytes - stream.receive_window
-            stream.receive_window += grant
-            self._write(_frame(_WINDOW_UPDATE, 0, number, struct.pack(">I", grant)))
-        self._application.received(stream)
+        else:
+            self._application.received(stream)
 
     def _end(self, stream: Stream) -> None:
         stream.ended = True
-        self._held -= len(stream.body)
+        if stream.granted or self.room.held_back:
+            self.room.give_back(stream)
         self._application.ended(stream)
-
-    def consume(self, stream: Stream, size: int) -> None:
-        del stream.body[:size]
-        if not stream.ended:
-            self._held -= size
 
     def _on_headers(self, flags: int, number: int, payload: bytes) -> None:
         if number % 2 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a request on stream {number}")
-        if flags & _PADDED:
-            payload = _unpadded(payload)
-        if flags & _HAS_PRIORITY:
+        if flags & Flag.PADDED:
+            payload = unpadded(payload)
+        if flags & Flag.PRIORITY:
             if len(payload) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "headers without their priority")
             payload = payload[5:]
@@ -473,84 +334,82 @@ class Http2Connection(asyncio.Protocol):
             self._on_block(first_flags, number, bytes(block))
 
     def _on_block(self, flags: int, number: int, block: bytes) -> None:
-        decoded = self._remembered.get(block) or self._decode(block)
-        headers = decoded.headers
-        stream = self.streams.get(number)
-        if stream is not None:  # trailers
-            if stream.ended or not flags & _END_STREAM:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"headers in the middle of stream {number}")
-            self._end(stream)
-            return
+        decoded = self._remembered.get(block) or self._blocks.decode(block)
         if number <= self._last_id:
-            return  # trailers of what we have ended
+            self._on_trailers(flags, number, decoded)
+            return
         self._last_id = number
-        if self._goodbye or len(self.streams) >= self.limits.max_streams:
+        limits = self.limits
+        if self._goodbye or len(self.streams) >= limits.max_streams or self.outgoing.unsent > limits.max_body_bytes:
             raise StreamFault(ErrorCode.REFUSED_STREAM)
-        if b":method" not in headers or b":path" not in headers or not headers.keys().isdisjoint(_FORBIDDEN):
+        if not decoded.begins:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR)
-        stream = self.streams[number] = Stream(self, number, decoded, self._initial_send_window)
+        ended = bool(flags & _END_STREAM)
+        stream = self.streams[number] = Stream(self, number, decoded, ended=ended)
         self._application.begun(stream)
-        if flags & _END_STREAM and not stream.closed:
-            self._end(stream)
+        if ended and not stream.closed:
+            self._application.ended(stream)
 
-    def _decode(self, block: bytes) -> _Block:
-        try:
-            pairs = self._decoder.decode(block, raw=True)
-        except hpack.OversizedHeaderListError as error:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "headers exceed every limit") from error
-        except hpack.HPACKError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
-        headers = {bytes(name): bytes(value) for name, value in pairs}
-        decoded = _Block(headers, sum(len(name) + len(value) + 32 for name, value in pairs))
-        if min(block, default=0) >= 0x80:
-            # nothing but references into the table: the same bytes mean the same as long as the table does not change
-            if len(self._remembered) < _MAX_REMEMBERED:
-                self._remembered[block] = decoded
-        else:
-            self._remembered.clear()
-        return decoded
+    def _on_trailers(self, flags: int, number: int, decoded: Block) -> None:
+        stream = self.streams.get(number)
+        if stream is None:
+            if decoded.begins:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {number} was there before")
+            return  # of what we have ended
+        if stream.ended:
+            raise StreamFault(ErrorCode.STREAM_CLOSED)
+        if not flags & _END_STREAM or not decoded.ends:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR)
+        self._end(stream)
 
-    def _on_priority(self, _flags: int, _number: int, _payload: bytes) -> None:
-        pass  # deprecated; it may be ignored
+    def _on_priority(self, _flags: int, number: int, payload: bytes) -> None:
+        """Deprecated; what it says may be ignored."""
+        if number == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a priority of the connection")
+        if len(payload) != 5:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a priority has 5 bytes")
 
     def _on_reset(self, _flags: int, number: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes")
-        if number == 0 or number > self._last_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a reset of stream {number}, which is idle")
-        self._resets += 1
-        if self._resets > _RESETS_FOR_FREE:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are begun and reset")
+        self._check_begun(number)
         stream = self.streams.get(number)
         if stream is not None:
             self._application.dropped(stream)
             self._forget(stream)
+        self._disturb()
+
+    def _on_first_settings(self, flags: int, number: int, payload: bytes) -> None:
+        if flags & Flag.ACK:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings come first")
+        self._frames = {
+            _DATA: self._on_data,
+            _HEADERS: self._on_headers,
+            Kind.PRIORITY: self._on_priority,
+            Kind.RST_STREAM: self._on_reset,
+            Kind.SETTINGS: self._on_settings,
+            Kind.PUSH_PROMISE: self._on_push_promise,
+            Kind.PING: self._on_ping,
+            Kind.GOAWAY: self._on_goaway,
+            Kind.WINDOW_UPDATE: self._on_window_update,
+            _CONTINUATION: self._on_continuation,
+        }
+        self._on_settings(flags, number, payload)
 
     def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
         if number != 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings of a stream")
-        if len(payload) % 6 or (flags & _ACK and payload):
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "settings of odd length")
-        if flags & _ACK:
+        if flags & Flag.ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of settings has no bytes")
             return
-        for name, value in _SETTING.iter_unpack(payload):
-            if name == _INITIAL_WINDOW_SIZE:
-                self._resize_windows(value)
-            elif name == _MAX_FRAME_SIZE:
-                if not _FRAME_BYTES <= value < 2**24:
-                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a frame size of {value}")
-                self._max_send_frame = value
-        self._write(_frame(_SETTINGS, _ACK, 0, b""))
-
-    def _resize_windows(self, value: int) -> None:
-        if value > _MAX_WINDOW:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"an initial window of {value}")
-        change = value - self._initial_send_window
-        self._initial_send_window = value
-        for stream in list(self.streams.values()):
-            stream.send_window += change
-            if stream.sending is not None:
-                self._send_waiting(stream, stream.sending)
+        self._disturb()  # each concerns all streams
+        given = settings_of(payload)
+        outgoing = self.outgoing
+        outgoing.max_frame = given.get(Setting.MAX_FRAME_SIZE, outgoing.max_frame)
+        if Setting.INITIAL_WINDOW_SIZE in given:
+            outgoing.set_initial_window(given[Setting.INITIAL_WINDOW_SIZE], self.streams.values())
+        self._write(frame(Kind.SETTINGS, Flag.ACK, 0, b""))
 
     def _on_push_promise(self, _flags: int, _number: int, _payload: bytes) -> None:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "clients promise nothing")
@@ -560,63 +419,26 @@ class Http2Connection(asyncio.Protocol):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a ping of a stream")
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a ping has 8 bytes")
-        if not flags & _ACK:
-            self._write(_frame(_PING, _ACK, 0, payload))
+        if not flags & Flag.ACK:
+            self._write(frame(Kind.PING, Flag.ACK, 0, payload))
 
-    def _on_goaway(self, _flags: int, number: int, _payload: bytes) -> None:
+    def _on_goaway(self, _flags: int, number: int, payload: bytes) -> None:
         if number != 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a goodbye of a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a goodbye has 8 bytes or more")
         self._goodbye = True
         self._close_when_done()
 
     def _on_window_update(self, _flags: int, number: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
-        grant = int.from_bytes(payload, "big") & _MAX_WINDOW
+        grant = int.from_bytes(payload, "big") & MAX_WINDOW
         if number == 0:
-            self._send_window += grant
-            if not grant or self._send_window > _MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window out of range")
-            for stream in list(self.streams.values()):
-                if stream.sending is not None:
-                    self._send_waiting(stream, stream.sending)
+            self.outgoing.widen(grant)
             return
-        stream_ = self.streams.get(number)
-        if stream_ is None:
-            if number > self._last_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a window of stream {number}, which is idle")
-            return
-        stream_.send_window += grant
-        if not grant or stream_.send_window > _MAX_WINDOW:
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR)
-        if stream_.sending is not None:
-            self._send_waiting(stream_, stream_.sending)
-
-
-def encode_headers(*headers: tuple[bytes, bytes]) -> bytes:
-    """A header block of literals that enter no table (RFC 7541, section 6.2.2)."""
-    return b"".join(b"\x00" + _string(name) + _string(value) for name, value in headers)
-
-
-def _string(value: bytes) -> bytes:
-    """Length with a prefix of 7 bits (section 5.1), and the bytes without Huffman coding."""
-    length = len(value)
-    if length < 0x7F:
-        return bytes((length,)) + value
-    encoded, rest = bytearray(b"\x7f"), length - 0x7F
-    while rest >= 0x80:
-        encoded.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    encoded.append(rest)
-    return bytes(encoded) + value
-
-
-def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
-    size = len(payload)
-    return _FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, number) + payload
-
-
-def _unpadded(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding that is longer than its frame")
-    return payload[1 : len(payload) - payload[0]]
+        stream = self.streams.get(number)
+        if stream is not None:
+            self.outgoing.widen_stream(stream, grant)
+        else:
+            self._check_begun(number)

@@ -11,8 +11,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.grpc import oip, torchserve
 from gateway.grpc.calls import GrpcApplication
-from gateway.grpc.http2 import Limits
 from gateway.grpc.service import PredictionMethod, Predictor
+from gateway.grpc.streams import Limits
 from gateway.listening import listen
 from gateway.readiness import Readiness
 from gateway.settings import Settings

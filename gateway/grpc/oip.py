@@ -98,6 +98,7 @@ def _prepare(
         mode=deployment.mode,
         tensors=tuple(tensors),
         outputs=check_outputs(graph, _wanted(request)),
+        checked=True,
         deadline=deadline_of(received, limit_s, parameters.get("timeout")),
         request_id=request.id,
     )

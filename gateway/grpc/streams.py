@@ -78,6 +78,7 @@ class Stream:
         "granted",
         "header_bytes",
         "headers",
+        "heard",
         "id",
         "receive_window",
         "send_window",
@@ -97,6 +98,8 @@ class Stream:
         self.ended = ended
         """The client has sent everything."""
         self.closed = False
+        self.heard = connection.last_activity
+        """Monotonic second since which the client could have sent more of its request, and has not."""
         self.receive_window = connection.limits.window_bytes
         self.granted = 0
         """What the client may send beyond that, for a message that needs it."""
@@ -174,7 +177,9 @@ class Room:
             if not self._fits(size):
                 break
             del self.held_back[number]
-            self._grant(self._streams[number], size)
+            stream = self._streams[number]
+            stream.heard = time.monotonic()
+            self._grant(stream, size)
 
     def _fits(self, size: int) -> bool:
         # one alone always does: there is nobody whom it could wait for

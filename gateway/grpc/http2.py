@@ -45,7 +45,6 @@ _MAX_CONTINUATIONS = 16
 _UNREST_FOR_FREE = 200
 """Resets and settings beyond one reset for each stream that may be open."""
 _FORGIVEN_PER_S = 100.0
-_LINGER_S = 0.2
 
 
 class Application(Protocol):
@@ -203,7 +202,7 @@ class Http2Connection(asyncio.Protocol):
         if not self.streams and not self._lingering:
             # not at once: closing on what the client has just sent would reset the connection under our last words
             self._lingering = True
-            asyncio.get_running_loop().call_later(_LINGER_S, self._end_transport)
+            asyncio.get_running_loop().call_later(self.limits.linger_s, self._end_transport)
 
     def _end_transport(self) -> None:
         if self._stalled_since is None:  # from now on: what the client does not take keeps a closed transport alive

@@ -39,6 +39,7 @@ class Limits:
         max_streams: requests at once.
         window_bytes: what a client may send on one stream before it is let on.
         connection_window_bytes: the same on all streams together, until it is read; at least 65,535.
+        linger_s: between the last words on a connection and its end.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Limits:
         max_streams: int = 1000,
         window_bytes: int = 2**18,
         connection_window_bytes: int = 2**22,
+        linger_s: float = 0.2,
     ) -> None:
         self.max_header_bytes = max_header_bytes
         self.max_body_bytes = max_body_bytes
         self.max_streams = max_streams
         self.window_bytes = window_bytes
+        self.linger_s = linger_s
         self.connection_window_bytes = max(connection_window_bytes, DEFAULT_WINDOW)
 
 

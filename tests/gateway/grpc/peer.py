@@ -27,7 +27,12 @@ HEADERS = {
     "content-type": "application/grpc",
 }
 LIMITS = Limits(
-    max_header_bytes=1000, max_body_bytes=100_000, max_streams=10, window_bytes=20_000, connection_window_bytes=70_000
+    max_header_bytes=1000,
+    max_body_bytes=100_000,
+    max_streams=10,
+    window_bytes=20_000,
+    connection_window_bytes=70_000,
+    linger_s=0.01,
 )
 _HIGH_WATER = 65_536
 """As in asyncio: bytes that wait for the socket when a transport says so."""

@@ -202,7 +202,7 @@ def test_a_broken_rule_ends_the_connection_with_its_reason(
     other = server.connect()
 
     peer.feed(data, peer.request(99))
-    peer.wait(0.25)
+    peer.wait(0.02)
 
     assert peer.goodbye == code
     assert peer.closed
@@ -591,7 +591,7 @@ def test_a_closed_connection_whose_last_words_nobody_takes_is_aborted(server: Se
     peer.close = lambda: None  # type: ignore[method-assign]
 
     peer.feed(window_update(0, 0))
-    peer.wait(0.25)
+    peer.wait(0.02)
     server.enforce(31)
 
     assert aborted
@@ -610,7 +610,7 @@ def test_a_goodbye_lets_calls_finish_and_takes_no_new_ones(server: Server, peer:
     peer._run(lambda: server.held[0].reply(b"done"))
 
     assert peer.answer(1).body == message(b"done")
-    peer.wait(0.25)
+    peer.wait(0.02)
     assert peer.closed
 
 
@@ -619,7 +619,7 @@ def test_a_client_that_says_goodbye_gets_its_answers_first(server: Server, peer:
     assert not peer.closed
 
     peer._run(lambda: server.held[0].reply(b"done"))
-    peer.wait(0.25)
+    peer.wait(0.02)
 
     assert (peer.answer(1).status, peer.closed) == ("OK", True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,6 +42,7 @@ _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _MAX_DETAILS = 7000
 """Bytes of `grpc-message`: grpcio's clients begin to refuse metadata at 8 KiB."""
+_CUT_ESCAPE = re.compile(rb"%.?\Z")
 _AHEAD = 1
 """Messages of a streaming client that wait for its coroutine; the others wait for the client's window."""
 _CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
@@ -377,5 +379,6 @@ def _percent_encoded(text: str) -> bytes:
     encoded = urllib.parse.quote(text, safe=_PRINTABLE, errors="backslashreplace").encode()
     if len(encoded) <= _MAX_DETAILS:
         return encoded
-    cut = urllib.parse.unquote_to_bytes(encoded[: _MAX_DETAILS - 12]).decode(errors="ignore")
-    return urllib.parse.quote(cut, safe=_PRINTABLE).encode()
+    cut = _CUT_ESCAPE.sub(b"", encoded[:_MAX_DETAILS])
+    whole = urllib.parse.unquote_to_bytes(cut).decode(errors="ignore")
+    return urllib.parse.quote(whole, safe=_PRINTABLE).encode()

@@ -102,9 +102,9 @@ class Server:
         self.application.add_registered_method_handlers(
             "test",
             {
-                "Chat": grpc.stream_stream_rpc_method_handler(self._chat),
-                "Count": grpc.unary_stream_rpc_method_handler(self._count),
-                "Strict": grpc.unary_unary_rpc_method_handler(self._strict),
+                "Chat": grpc.stream_stream_rpc_method_handler(self._chat, bytes, bytes),
+                "Count": grpc.unary_stream_rpc_method_handler(self._count, bytes, bytes),
+                "Strict": grpc.unary_unary_rpc_method_handler(self._strict, bytes, bytes),
             },
         )
 
@@ -280,7 +280,7 @@ class Peer:
         if each.kind in (Kind.HEADERS, Kind.DATA):
             answer.ended = bool(each.flags & Flag.END_STREAM)
 
-    def _run(self, do: Callable[[], None]) -> None:
+    def _run(self, do: Callable[[], object]) -> None:
         async def step() -> None:
             do()
             for _ in range(20):  # as many turns as a coroutine of a few awaits takes

@@ -1,39 +1,58 @@
 """A batch of predictions, or of outcomes, as one message: what travels to an embedded worker and to TorchServe.
 
 msgpack, positional: a version number, one short array per item, and for outcomes the seconds that the batch took (see
-`formats.envelope.Stages`) or nil. Packing copies each body once; unpacking hands
-out `bytes`. Deadlines do not travel (clocks differ between machines): the gateway is the one that waits.
+`formats.envelope.Stages`) or nil. Packing copies each body once; between processes of one machine an arena takes the
+large ones, and the message says where they lie. Deadlines do not travel (clocks differ between machines): the gateway
+is the one that waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
 
+from formats.arena import Arena
 from formats.envelope import Outcome, Prediction, Stages, Tensor
 
 __all__ = ["pack_outcomes", "pack_predictions", "unpack_outcomes", "unpack_predictions"]
 
 _VERSION = 2
+_Data = bytes | memoryview
+_Item = tuple[object, ...]
 _Types = tuple[type, ...]
-_PREDICTION: set[_Types] = {(bytes, str, str, str, tensors, list, dict, str) for tensors in (list, type(None))}
-_OUTCOME: set[_Types] = {(bytes, str, tensors, str, str, str) for tensors in (list, type(None))}
-_TENSOR: set[_Types] = {(str, str, list, bytes)}
+_BODIES, _TENSORS = (bytes, memoryview), (list, type(None))
+_PREDICTION: set[_Types] = {(b, str, str, str, t, list, dict, str) for b in _BODIES for t in _TENSORS}
+_OUTCOME: set[_Types] = {(b, str, t, str, str, str) for b in _BODIES for t in _TENSORS}
+_TENSOR: set[_Types] = {(str, str, list, data) for data in _BODIES}
 
 
-def pack_predictions(batch: Sequence[Prediction]) -> bytes:
-    """Encode a batch; model and version travel beside the message, not in it."""
-    items = [
-        (p.body, p.content_type, p.accept, p.mode, p.tensors, p.outputs, dict(p.parameters), p.request_id)
-        for p in batch
-    ]
+def pack_predictions(batch: Sequence[Prediction], arena: Arena | None = None) -> bytes:
+    """Encode a batch; model and version travel beside the message, not in it.
+
+    Args:
+        batch: what to send.
+        arena: takes the large bodies; the reader needs the same one. None sends them in the message.
+    """
+    if arena is not None:
+        arena.clear()
+        put = arena.put
+        items: list[_Item] = []
+        for p in batch:
+            texts = (p.content_type, p.accept, p.mode)
+            tensors = _put_all(put, p.tensors)
+            items.append((put(p.body), *texts, tensors, p.outputs, dict(p.parameters), p.request_id))
+    else:
+        items = [
+            (p.body, p.content_type, p.accept, p.mode, p.tensors, p.outputs, dict(p.parameters), p.request_id)
+            for p in batch
+        ]
     return _packb((_VERSION, items, None))
 
 
-def unpack_predictions(message: bytes, model: str, version: str) -> list[Prediction]:
-    """Decode what `pack_predictions` made.
+def unpack_predictions(message: bytes, model: str, version: str, arena: Arena | None = None) -> list[Prediction]:
+    """Decode what `pack_predictions` made; tensors may lie in the arena, and live until the answer is sent.
 
     Raises:
         ValueError: the message was not made by this version of the format.
@@ -42,7 +61,7 @@ def unpack_predictions(message: bytes, model: str, version: str) -> list[Predict
         Prediction(
             model=model,
             version=version,
-            body=body,
+            body=bytes(body),  # of bytes: itself; handlers may count on its methods
             content_type=content_type,
             accept=accept,
             mode=mode,
@@ -52,29 +71,47 @@ def unpack_predictions(message: bytes, model: str, version: str) -> list[Predict
             request_id=request_id,
         )
         for body, content_type, accept, mode, tensors, outputs, parameters, request_id in _unpackb(
-            message, _PREDICTION
+            message, _PREDICTION, arena
         )[0]
     ]
 
 
-def pack_outcomes(outcomes: Sequence[Outcome]) -> bytes:
-    """Encode the answers of one batch, in its order."""
-    items = [(o.body, o.content_type, o.tensors, o.error_code, o.error_message, o.version) for o in outcomes]
+def pack_outcomes(outcomes: Sequence[Outcome], arena: Arena | None = None) -> bytes:
+    """Encode the answers of one batch, in its order; `arena` as for `pack_predictions`."""
+    if arena is not None:
+        arena.clear()
+        put = arena.put
+        items: list[_Item] = [
+            (put(o.body), o.content_type, _put_all(put, o.tensors), o.error_code, o.error_message, o.version)
+            for o in outcomes
+        ]
+    else:
+        items = [(o.body, o.content_type, o.tensors, o.error_code, o.error_message, o.version) for o in outcomes]
     return _packb((_VERSION, items, outcomes[0].stages if outcomes else None))
 
 
-def unpack_outcomes(message: bytes) -> list[Outcome]:
-    """Decode what `pack_outcomes` made.
+def unpack_outcomes(message: bytes, arena: Arena | None = None) -> list[Outcome]:
+    """Decode what `pack_outcomes` made; nothing of the result lies in the arena, which the next batch overwrites.
 
     Raises:
         ValueError: the message was not made by this version of the format.
     """
-    items, seconds = _unpackb(message, _OUTCOME)
+    items, seconds = _unpackb(message, _OUTCOME, arena)
     stages = _stages(seconds)
     return [
-        Outcome(body, content_type, _tensors(tensors), error_code, error_message, version, stages)
+        Outcome(bytes(body), content_type, _copied(_tensors(tensors)), error_code, error_message, version, stages)
         for body, content_type, tensors, error_code, error_message, version in items
     ]
+
+
+def _put_all(put: Callable[[_Data], object], tensors: tuple[Tensor, ...] | None) -> list[object] | None:
+    return None if tensors is None else [(t.name, t.datatype, t.shape, put(t.data)) for t in tensors]
+
+
+def _copied(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    if tensors is None:
+        return None
+    return tuple(t if type(t.data) is bytes else t._replace(data=bytes(t.data)) for t in tensors)
 
 
 def _packb(value: object) -> bytes:
@@ -83,9 +120,9 @@ def _packb(value: object) -> bytes:
     return packed
 
 
-def _unpackb(message: bytes, allowed: set[_Types]) -> tuple[list[list[Any]], Any]:
+def _unpackb(message: bytes, allowed: set[_Types], arena: Arena | None = None) -> tuple[list[list[Any]], Any]:
     try:
-        version, *rest = msgpack.unpackb(message)
+        version, *rest = msgpack.unpackb(message, ext_hook=msgpack.ExtType if arena is None else arena.look_up)
     except Exception as error:
         raise ValueError(f"not a packed batch ({len(message)} bytes): {error}") from error
     if version != _VERSION:

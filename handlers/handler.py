@@ -78,6 +78,8 @@ class Handler(ABC):
     def decode(self, prediction: Prediction) -> Arrays:
         """The graph's inputs for one request; the first axis counts its rows (1 for a single image).
 
+        Nothing of a request's tensors may be kept beyond its batch: they may lie in memory that the next one reuses.
+
         Raises:
             PenstockError: what the client did wrong; only this request fails.
         """

@@ -1,6 +1,7 @@
 """The main loop of an embedded worker: one socket to the gateway, many models, one batch at a time.
 
-Started by `gateway.backends.embedded` as `python -m handlers.host FD`. The end of the socket is the only order to stop:
+Started by `gateway.backends.embedded` as `python -m handlers.host FD [REQUESTS ANSWERS]`, the descriptors of the socket
+and of the arenas for large bodies. The end of the socket is the only order to stop:
 signals meant for the gateway reach the whole process group, and a worker that obeyed them would drop what it runs.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgpack
 
+from formats.arena import Arena
 from formats.errors import BackendFailed, PenstockError, code_of
 from formats.frames import FrameParser, Kind, encode_frame
 from formats.packed import pack_outcomes, unpack_predictions
@@ -37,8 +39,11 @@ _READ_BYTES = 64 * 1024
 class Host:
     """Answers frames with frames; knows nothing of sockets."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests: Arena | None = None, answers: Arena | None = None) -> None:
+        """Args: requests, answers: where large bodies lie; None when they come in the frames."""
         self._handlers: dict[int, Handler] = {}
+        self._requests = requests
+        self._answers = answers
 
     def answer(self, kind: int, call: int, slot: int, payload: bytes) -> bytes:
         """The reply to one frame, whatever goes wrong inside."""
@@ -63,8 +68,9 @@ class Host:
         handler = self._handlers.get(slot)
         if handler is None:
             raise BackendFailed(f"no model is loaded in slot {slot}")
-        outcomes = handler.predict(unpack_predictions(payload, handler.manifest.name, handler.manifest.version))
-        return pack_outcomes(outcomes)
+        manifest = handler.manifest
+        batch = unpack_predictions(payload, manifest.name, manifest.version, self._requests)
+        return pack_outcomes(handler.predict(batch), self._answers)
 
 
 def load(payload: bytes) -> Handler:
@@ -93,9 +99,9 @@ def _failed(call: int, slot: int, error: PenstockError) -> bytes:
     return encode_frame(Kind.FAILED, call, slot, text)
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, host: Host) -> None:
     """Answer frames until the other end closes."""
-    host, parser = Host(), FrameParser()
+    parser = FrameParser()
     while data := connection.recv(_READ_BYTES):
         for frame in parser.feed(data):
             connection.sendall(host.answer(*frame))
@@ -107,10 +113,14 @@ def main() -> None:
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    descriptor, *arenas = map(int, sys.argv[1:])
+    host = Host(*map(Arena, arenas))
+    for each in arenas:
+        os.close(each)
+    connection = socket.socket(fileno=descriptor)
     connection.setblocking(True)
     try:
-        serve(connection)
+        serve(connection, host)
     except (BrokenPipeError, ConnectionResetError):
         _log.warning("the gateway is gone")
 

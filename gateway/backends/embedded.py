@@ -17,6 +17,7 @@ from typing import cast
 
 import msgpack
 
+from formats.arena import Arena
 from formats.envelope import Outcome, Prediction
 from formats.errors import BackendFailed, BackendUnavailable, PenstockError, error_from_code
 from formats.frames import Frame, FrameParser, Kind, encode_frame
@@ -103,6 +104,9 @@ class _Worker:
     process: asyncio.subprocess.Process
     connection: _Connection
     started: float
+    requests: Arena | None
+    answers: Arena | None
+    """Large bodies to and from it: one batch at a time is what keeps them whole."""
     slots: set[int] = field(default_factory=set)
     busy_since: float | None = None
     """Loop time at which its batch was sent; None while it has none."""
@@ -191,7 +195,7 @@ class EmbeddedBackend:
             return
         worker.busy_since = self._loop.time()
         on_answer = partial(_settle, worker, land, len(batch))
-        worker.connection.send(Kind.RUN, loaded.slot, pack_predictions(batch), on_answer)
+        worker.connection.send(Kind.RUN, loaded.slot, pack_predictions(batch, worker.requests), on_answer)
 
     async def healthy(self) -> bool:
         return bool(self._workers)
@@ -259,17 +263,22 @@ class EmbeddedBackend:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
+        with contextlib.ExitStack() as descriptors:
+            passed = [descriptors.enter_context(theirs).fileno()]
+            for _ in range(2 if Arena.supported() else 0):
+                passed.append(Arena.create())
+                descriptors.callback(os.close, passed[-1])
             threads = str(self._settings.threads)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "handlers.host", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
+                *(sys.executable, "-P", "-m", "handlers.host", *map(str, passed)),
+                pass_fds=passed,
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             )
+            requests, answers = map(Arena, passed[1:]) if passed[1:] else (None, None)
         _, connection = await loop.create_connection(_Connection, sock=ours)
         self._count("worker_started")
-        return _Worker(process, connection, loop.time())
+        return _Worker(process, connection, loop.time(), requests, answers)
 
     async def _prepare(self, worker: _Worker) -> bool:
         """Load every model into a fresh worker, then let it take batches; False when it died on the way."""
@@ -321,7 +330,7 @@ def _settle(worker: _Worker, land: Land, size: int, frame: Frame | None) -> None
         failure = error_from_code(*msgpack.unpackb(frame.payload))
         land([Outcome.of_error(failure) for _ in range(size)])
     else:
-        land(unpack_outcomes(frame.payload))
+        land(unpack_outcomes(frame.payload, worker.answers))
 
 
 async def _end(process: asyncio.subprocess.Process, *, kill: bool = False, patience_s: float = 5.0) -> None:

@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from gateway.admin import build_admin
 from gateway.backends.backend import find_backend
+from gateway.busy_poll import BusyPoll
 from gateway.catalog import Catalog
 from gateway.grpc.server import GrpcFront
 from gateway.grpc.service import Predictor
@@ -75,9 +76,10 @@ class Gateway:
         self._pools = {name: self._build_pool(name, pool) for name, pool in pools.items()}
         self.catalog = Catalog(settings, self._pools, self._metrics, time.monotonic)
         self.readiness = Readiness(self.catalog, self._pools)
-        self._door = Door(settings, self.catalog.router, self._metrics)
+        poll = BusyPoll(asyncio.get_running_loop(), settings.busy_poll_us * 1e-6)
+        self._door = Door(settings, self.catalog.router, self._metrics, poll)
         self._predictor = Predictor(settings, self.catalog.router, self._metrics)
-        self._grpc = GrpcFront(settings, self._predictor, self.readiness, reuse_port=admin_socket is not None)
+        self._grpc = GrpcFront(settings, self._predictor, self.readiness, poll, reuse_port=admin_socket is not None)
         self._state = ServerState()
         self._http: asyncio.Server | None = None
         self._servers: list[asyncio.Server] = []

@@ -142,6 +142,9 @@ class Settings(BaseSettings):
     """How often the store is looked at for newly published versions."""
     server_timing: bool = True
     """Tell clients where the time went (`Server-Timing`)."""
+    busy_poll_us: Annotated[int, Field(ge=0, le=1000)] = 50
+    """Requests that follow answers within so many microseconds, on the mean, are looked for instead of slept for; see
+    `gateway.busy_poll`. 0 always sleeps."""
     run_dir: Path | None = None
     """Where sockets, logs and temporary files of workers go; default: a private temporary directory."""
     log_format: Literal["text", "json"] = "text"

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from gateway.busy_poll import BusyPoll
 from gateway.grpc.headers import encode_headers
 from gateway.grpc.http2 import Http2Connection
 from gateway.grpc.messages import ACCEPTED, PREFIX, BadMessage, MessageReader
@@ -147,8 +148,15 @@ class GrpcApplication:
     """Answers the streams of all connections: see `gateway.grpc.http2.Application`."""
 
     def __init__(
-        self, limits: Limits, *, max_message_bytes: int, body_timeout_s: float, header_timeout_s: float
+        self,
+        limits: Limits,
+        *,
+        max_message_bytes: int,
+        body_timeout_s: float,
+        header_timeout_s: float,
+        poll: BusyPoll | None = None,
     ) -> None:
+        self._poll = poll
         self.connections: set[Http2Connection] = set()
         self.calls: set[Call] = set()
         self._limits = limits
@@ -161,7 +169,7 @@ class GrpcApplication:
 
     def connection(self) -> Http2Connection:
         """The protocol of a new connection."""
-        return Http2Connection(self, self._limits)
+        return Http2Connection(self, self._limits, self._poll)
 
     def add_hot(self, service: str, methods: Mapping[str, Hot]) -> None:
         """Methods that are answered without a task."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from gateway.busy_poll import BusyPoll
 from gateway.grpc.frames import (
     DEFAULT_WINDOW,
     FRAME,
@@ -70,8 +71,9 @@ class Application(Protocol):
 class Http2Connection(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, application: Application, limits: Limits) -> None:
+    def __init__(self, application: Application, limits: Limits, poll: BusyPoll | None = None) -> None:
         self.limits = limits
+        self._poll = poll
         self.streams: dict[int, Stream] = {}
         self.last_activity = time.monotonic()
         self.greeted = False
@@ -108,6 +110,8 @@ class Http2Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.last_activity = time.monotonic()
+        if self._poll is not None:
+            self._poll.heard()
         if self._goodbye and not self.streams:
             return
         if self._buffer:
@@ -212,6 +216,8 @@ class Http2Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
             self._transport.write(data)
+            if self._poll is not None:
+                self._poll.spoke()
 
     def _opened_window(self) -> bytes:
         """Let the client send again what it may at most."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from gateway.busy_poll import BusyPoll
 from gateway.grpc import oip, torchserve
 from gateway.grpc.calls import GrpcApplication
 from gateway.grpc.service import PredictionMethod, Predictor
@@ -30,10 +31,18 @@ class GrpcFront:
     """The server and its health service, which follows the gateway's readiness."""
 
     def __init__(
-        self, settings: Settings, predictor: Predictor, readiness: Readiness, *, reuse_port: bool = False
+        self,
+        settings: Settings,
+        predictor: Predictor,
+        readiness: Readiness,
+        poll: BusyPoll,
+        *,
+        reuse_port: bool = False,
     ) -> None:
-        make = _Grpcio if settings.grpc_server == "grpcio" else _Http2
-        self._server: _Server = make(settings, predictor, reuse_port)
+        if settings.grpc_server == "grpcio":
+            self._server: _Server = _Grpcio(settings, predictor, reuse_port)
+        else:
+            self._server = _Http2(settings, predictor, poll, reuse_port)
         self._readiness = readiness
         self._predictor = predictor
         self._health = health.aio.HealthServicer()
@@ -95,7 +104,7 @@ class _Server(Protocol):
 class _Http2:
     """Our own, close to the socket."""
 
-    def __init__(self, settings: Settings, predictor: Predictor, reuse_port: bool) -> None:
+    def __init__(self, settings: Settings, predictor: Predictor, poll: BusyPoll, reuse_port: bool) -> None:
         limit = settings.max_body_bytes + _OVERHEAD
         limits = Limits(max_header_bytes=_MAX_METADATA_BYTES, max_body_bytes=4 * limit, max_streams=_MAX_STREAMS)
         self._application = GrpcApplication(
@@ -103,6 +112,7 @@ class _Http2:
             max_message_bytes=limit,
             body_timeout_s=settings.body_timeout_s,
             header_timeout_s=settings.header_timeout_s,
+            poll=poll,
         )
         self._predictor = predictor
         self._reuse_port = reuse_port

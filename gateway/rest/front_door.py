@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from formats.errors import BackendFailed, BodyTooLarge, PenstockError
+from gateway.busy_poll import BusyPoll
 from gateway.metrics import Metrics
 from gateway.rest.exchange import Request, Response, encode_response
 from gateway.rest.routes import ROUTES, PredictionRoute, match
@@ -40,10 +41,11 @@ _LINGER_S = 2.0
 class Door:
     """What all connections share."""
 
-    def __init__(self, settings: Settings, router: Router, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, router: Router, metrics: Metrics, poll: BusyPoll) -> None:
         self.settings = settings
         self.router = router
         self.metrics = metrics
+        self.poll = poll
         self.draining = False
         self.in_flight = 0
         """Predictions accepted and not yet answered."""
@@ -153,6 +155,7 @@ class FrontDoor(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._door.poll.heard()
         now = time.monotonic()
         if self._stage == "idle":
             self._stage, self._header_bytes, self._in_headers, self._stage_began = "headers", 0, True, now
@@ -255,6 +258,7 @@ class FrontDoor(HttpToolsProtocol):
         shown = server_timing(seconds, timing) if timing is not None and door.settings.server_timing else b""
         self.transport.write(encode_response(response, close=close, server_timing=shown))
         self._stage_began = time.monotonic()
+        door.poll.spoke()
         if close:
             self.transport.close()
         else:

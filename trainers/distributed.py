@@ -7,6 +7,7 @@ over gloo, those on GPUs over nccl.
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import os
 import signal
@@ -113,7 +114,11 @@ ALONE = World()
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Meet the other processes when torchrun started this one; else be alone."""
+    """Meet the other processes when torchrun started this one; else be alone.
+
+    Do the work in a function of its own, so that nothing of it is left at the end of the `with`: a wrapped network that
+    outlives the group keeps gloo's threads, and now and then the process dies of them on its way out.
+    """
     if not dist.is_torchelastic_launched():
         if torch.cuda.is_available():
             torch.cuda.set_device(0)
@@ -128,6 +133,7 @@ def joined() -> Iterator[World]:
     try:
         yield world
     finally:
+        gc.collect()  # wrapped networks lie in cycles
         dist.destroy_process_group()
 
 

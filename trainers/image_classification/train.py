@@ -47,28 +47,32 @@ def train(job: Job, bar: Progress | None = None) -> Path:
     wanted = parse(Hyperparameters, job.hyperparameters)
     with joined() as world, feeding(job) as fed:
         _refuse_what_cannot_be_shared(job, wanted, world)
-        _announce(wanted, world)
-        images, validation = _open_channels(fed, wanted)
-        # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
-        network, architecture = make_network(fed, wanted)
-        batches = Batches(images, validation, wanted, world)
-        learner = Classifier(wanted, network, batches, world, _positive_weights(wanted, images))
-        plan = loop.Plan(
-            name="image-classification",
-            epochs=wanted.epochs,
-            num_samples=batches.per_epoch * batches.size,
-            checkpoint_frequency=wanted.checkpoint_frequency,
-            early_stopping=_early_stopping(wanted),
-            identity=_identity(wanted, images, validation),
-        )
-        best = loop.run(fed, learner, plan, bar, world)
-        if best.finished:
-            _write_evaluation(fed, learner.evaluate(best.state, images.class_names), world)
-        if world.is_first:
-            _write_model(fed, wanted, architecture, images.class_names, best)
-        world.meet()
+        _train(fed, wanted, world, bar)
     return job.model
+
+
+def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None) -> None:
+    _announce(wanted, world)
+    images, validation = _open_channels(job, wanted)
+    # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
+    network, architecture = make_network(job, wanted)
+    batches = Batches(images, validation, wanted, world)
+    learner = Classifier(wanted, network, batches, world, _positive_weights(wanted, images))
+    plan = loop.Plan(
+        name="image-classification",
+        epochs=wanted.epochs,
+        num_samples=batches.per_epoch * batches.size,
+        checkpoint_frequency=wanted.checkpoint_frequency,
+        early_stopping=_early_stopping(wanted),
+        identity=_identity(wanted, images, validation),
+    )
+    best = loop.run(job, learner, plan, bar, world)
+    if best.finished:
+        _write_evaluation(job, learner.evaluate(best.state, images.class_names), world)
+    if world.is_first:
+        _write_model(job, wanted, architecture, images.class_names, best)
+    world.meet()
 
 
 class Classifier:

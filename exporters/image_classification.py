@@ -16,8 +16,8 @@ from exporters.graphs import PARITY_TOLERANCE, ExportableGraph, measure_parity, 
 from formats.images import encode_png
 from model_store.manifest import Batching, Golden, Manifest, Mode, TensorSpec
 from trainers.checkpoints import load
+from trainers.earlier_model import MODEL_WEIGHTS
 from trainers.image_classification.model import build
-from trainers.image_classification.start import MODEL_WEIGHTS
 from trainers.job import ClientError
 
 __all__ = ["InferenceGraph", "write_bundle"]

@@ -25,8 +25,6 @@ __all__ = ["BatchDone", "Best", "Learner", "Plan", "StopRequested", "run"]
 
 BatchDone = Callable[[int, Callable[[], float]], None]
 
-_OBJECTIVE = "accuracy"
-
 
 class StopRequested(BaseException):
     """SIGTERM has arrived; raised between two batches."""
@@ -46,7 +44,7 @@ class Learner(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Metrics by name, the same in all processes; holds `accuracy`, which chooses the best model."""
+        """Metrics by name, the same in all processes; holds the plan's objective."""
         ...
 
     def model_state(self) -> dict[str, Tensor]: ...
@@ -69,6 +67,10 @@ class Plan:
     early_stopping: EarlyStopping | None
     identity: str
     """Hyperparameters and data in one text: a checkpoint of another text belongs to another run."""
+    objective: str = "accuracy"
+    """The validation metric, larger is better, that chooses the best model."""
+    lines: type[EpochLog] = EpochLog
+    """What is said of epochs, in the form of the original's algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,8 @@ class _History:
     best_epoch: int = -1
     finished: bool = False
 
-    @property
-    def best_value(self) -> float:
-        return self.epochs[self.best_epoch][f"validation:{_OBJECTIVE}"] if self.best_epoch >= 0 else float("-inf")
+    def best_value(self, objective: str) -> float:
+        return self.epochs[self.best_epoch][f"validation:{objective}"] if self.best_epoch >= 0 else float("-inf")
 
 
 def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None, world: World = ALONE) -> Best:
@@ -104,7 +105,7 @@ def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None, world: Wor
         ClientError: the checkpoint directory belongs to another run, or is damaged.
     """
     history = _resume(job, learner, plan, world)
-    epochs = EpochLog(bar, num_samples=plan.num_samples, epochs=plan.epochs, first_epoch=len(history.epochs))
+    epochs = plan.lines(bar, num_samples=plan.num_samples, epochs=plan.epochs, first_epoch=len(history.epochs))
     with _stop_on_sigterm(world) as raise_if_stopped:
 
         def batch_done(num_samples: int, accuracy: Callable[[], float]) -> None:
@@ -143,23 +144,24 @@ def _one_epoch(
     row = {"epoch": epoch, "time_s": round(epochs.seconds, 3)}
     row |= {f"train:{k}": v for k, v in trained.items()} | {f"validation:{k}": v for k, v in validated.items()}
     outdated = history.best_epoch
-    improved = validated[_OBJECTIVE] > history.best_value
+    objective = validated[plan.objective]
+    improved = objective > history.best_value(plan.objective)
     history.epochs.append(row)
     history.best_epoch = epoch if improved else outdated
-    stop = plan.early_stopping is not None and plan.early_stopping.observe(validated[_OBJECTIVE], epoch + 1)
+    stop = plan.early_stopping is not None and plan.early_stopping.observe(objective, epoch + 1)
     if stop:
         log.info("Early stopping: no improvement in %d epochs", plan.early_stopping and plan.early_stopping.patience)
     history.finished = stop or epoch + 1 == plan.epochs
     if world.is_first:
-        _save(job, learner, plan, history, outdated)
+        _save(job, learner, plan, history, outdated, epochs)
     world.meet()
 
 
-def _save(job: Job, learner: Learner, plan: Plan, history: _History, outdated: int) -> None:
+def _save(job: Job, learner: Learner, plan: Plan, history: _History, outdated: int, epochs: EpochLog) -> None:
     epoch = len(history.epochs) - 1
     improved = history.best_epoch == epoch
     if improved:
-        log.info("Storing the best model with validation accuracy: %f", history.best_value)
+        epochs.improved(plan.objective, history.best_value(plan.objective))
         _save_model(_model_file(job, plan, epoch), learner)
     if plan.checkpoint_frequency and (epoch + 1) % plan.checkpoint_frequency == 0:
         _save_model(job.model / _file_name(plan, epoch), learner)

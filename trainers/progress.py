@@ -112,6 +112,9 @@ class EpochLog:
         for name, value in metrics.items():
             log.info("Epoch[%d] Validation-%s=%f", self._epoch, name, value)
 
+    def improved(self, objective: str, value: float) -> None:
+        log.info("Storing the best model with validation %s: %f", objective, value)
+
     @property
     def seconds(self) -> float:
         """Since the epoch began."""

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from trainers import checkpoints
+from trainers.earlier_model import MODEL_WEIGHTS, read_model
 from trainers.hyperparameter_schema import plain_values
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.model import build
@@ -19,12 +15,9 @@ from trainers.progress import log
 from trainers.vision.pretrained import architecture_of, find_weights, load_backbone, read_weights
 from trainers.vision.resnet import Architecture, ResNetV1b, ResNetV2
 
-__all__ = ["MODEL_DESCRIPTION", "MODEL_WEIGHTS", "make_network"]
+__all__ = ["make_network"]
 
-MODEL_WEIGHTS = "model.pt"
-MODEL_DESCRIPTION = "model.json"
 _SAME = ("num_layers", "image_shape", "num_classes")
-_LARGEST_MEMBER = 4 << 30  # bytes; an archive's word about itself is not trusted
 
 
 def make_network(job: Job, wanted: Hyperparameters) -> tuple[ResNetV2 | ResNetV1b, Architecture]:
@@ -64,7 +57,7 @@ def _build(wanted: Hyperparameters, architecture: Architecture) -> ResNetV2 | Re
 
 
 def _from_model(directory: Path, wanted: Hyperparameters) -> tuple[ResNetV2 | ResNetV1b, Architecture]:
-    description, state = _read_model(directory)
+    description, state = read_model(directory)
     if description.get("algorithm") != "image_classification":
         raise ClientError(
             f"Channel 'model': {directory} holds a model of algorithm {description.get('algorithm')!r}; "
@@ -85,45 +78,3 @@ def _from_model(directory: Path, wanted: Hyperparameters) -> tuple[ResNetV2 | Re
         raise ClientError(f"Channel 'model': {MODEL_WEIGHTS} does not fit its description: {error}") from error
     log.info("Training goes on from the model in %s", directory)
     return network, architecture
-
-
-def _read_model(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """From `model.tar.gz`, or from the same files unpacked."""
-    archive = directory / "model.tar.gz"
-    if archive.is_file():
-        text, weights = _members(archive)
-        state = checkpoints.load(io.BytesIO(weights), f"{archive}: {MODEL_WEIGHTS}")
-    else:
-        try:
-            text = (directory / MODEL_DESCRIPTION).read_bytes()
-        except FileNotFoundError as error:
-            raise ClientError(
-                f"Channel 'model': {directory} holds neither model.tar.gz nor {MODEL_DESCRIPTION}."
-            ) from error
-        state = checkpoints.load(directory / MODEL_WEIGHTS)
-    try:
-        description = json.loads(text)
-    except ValueError as error:
-        raise ClientError(f"Channel 'model': {MODEL_DESCRIPTION} is not JSON: {error}") from error
-    if not (isinstance(description, dict) and isinstance(description.get("hyperparameters"), dict)):
-        raise ClientError(f"Channel 'model': {MODEL_DESCRIPTION} is not a model's description.")
-    return description, state
-
-
-def _members(archive: Path) -> tuple[bytes, bytes]:
-    """The two files that matter, read and never unpacked: names in an archive may point anywhere."""
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r:*") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                if name in (MODEL_DESCRIPTION, MODEL_WEIGHTS) and member.isfile() and member.size <= _LARGEST_MEMBER:
-                    stream = tar.extractfile(member)
-                    assert stream is not None
-                    found[name] = stream.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ClientError(f"Channel 'model': {archive} is damaged or not a tar file: {error}") from error
-    missing = {MODEL_DESCRIPTION, MODEL_WEIGHTS} - set(found)
-    if missing:
-        raise ClientError(f"Channel 'model': {archive} holds no {' and no '.join(sorted(missing))}.")
-    return found[MODEL_DESCRIPTION], found[MODEL_WEIGHTS]

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -17,17 +18,19 @@ from torch.nn import functional
 
 from trainers import checkpoints, loop, schedules
 from trainers.distributed import World, joined
+from trainers.earlier_model import MODEL_DESCRIPTION, MODEL_WEIGHTS
 from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
-from trainers.image_classification.data import Batches, ImageChannel, open_channel
+from trainers.image_classification.data import Batch, make_batches, open_channel
 from trainers.image_classification.evaluation import Evaluation
 from trainers.image_classification.hyperparameters import Hyperparameters
-from trainers.image_classification.start import MODEL_DESCRIPTION, MODEL_WEIGHTS, make_network
+from trainers.image_classification.start import make_network
 from trainers.job import ClientError, Job
 from trainers.optimizers import make_optimizer
 from trainers.pipes import feeding
 from trainers.precision import Precision
 from trainers.progress import log
+from trainers.vision.batches import Batches, ImageChannel
 from trainers.vision.loader import usable_cores
 from trainers.vision.resnet import Architecture
 
@@ -57,7 +60,7 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
     # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
     torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
     network, architecture = make_network(job, wanted)
-    batches = Batches(images, validation, wanted, world)
+    batches = make_batches(images, validation, wanted, world)
     learner = Classifier(wanted, network, batches, world, _positive_weights(wanted, images))
     plan = loop.Plan(
         name="image-classification",
@@ -82,7 +85,7 @@ class Classifier:
         self,
         wanted: Hyperparameters,
         network: nn.Module,
-        batches: Batches,
+        batches: Batches[Batch],
         world: World,
         positive_weight_K: Tensor,
     ) -> None:
@@ -294,7 +297,7 @@ def _identity(wanted: Hyperparameters, *channels: ImageChannel) -> str:
     values = {name: value for name, value in plain_values(wanted).items() if name not in _NOT_OF_THE_IDENTITY}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for channel in channels:
-        digest.update(channel.labels.tobytes())
+        digest.update(np.asarray(channel.labels).tobytes())
         digest.update(b"" if channel.is_pipe else channel.stored.identity())
     return digest.hexdigest()
 

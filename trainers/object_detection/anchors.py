@@ -57,8 +57,8 @@ LARGE_LEVELS = (
 def levels_of(base_network: str, image_shape: int) -> tuple[Level, ...]:
     """The levels of a base network, finest first (contract, section 1).
 
-    `resnet-18`, which is not in the original, begins as fine as VGG-16 does; it has the smaller anchors of `LARGE_LEVELS`
-    at any image side, for it is meant for small images of small things.
+    `resnet-18`, which is not in the original, begins as fine as VGG-16 does; it has the smaller anchors of
+    `LARGE_LEVELS` at any image side, for it is meant for small images of small things.
     """
     if base_network == "vgg-16":
         return LARGE_LEVELS if image_shape >= _FIRST_LARGE_SHAPE else SMALL_LEVELS

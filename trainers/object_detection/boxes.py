@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["apply_offsets", "corners_of", "overlap", "offsets_to"]
+__all__ = ["apply_offsets", "corners_of", "offsets_to", "overlap"]
 
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 

@@ -88,9 +88,9 @@ class SingleShotDetector(nn.Module):
 
     def features(self, image_B3HW: Tensor) -> list[Tensor]:
         """The maps that anchors lie on, finest first."""
-        feature_maps: list[Tensor] = list(self.base(image_B3HW))
+        feature_maps: list[Tensor] = self.base(image_B3HW)
         for extra in self.extras:
-            feature_maps.append(extra(feature_maps[-1]))  # noqa: PERF401  TorchScript knows no more
+            feature_maps.append(extra(feature_maps[-1]))
         return feature_maps
 
     def _anchors(self, base_network: BaseNetwork, image_shape: int) -> Tensor:

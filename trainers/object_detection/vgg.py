@@ -1,7 +1,7 @@
 """VGG-16 as SSD uses it: no classifier, the two fully connected layers as convolutions, the second one's hole wide.
 
-Simonyan and Zisserman 2014 (arXiv:1409.1556); reduced as in Liu et al. 2015 (arXiv:1506.04579). Modules bear the names of
-the original's symbols, `conv1_1` to `fc7`, which `freeze_layer_pattern` is written for.
+Simonyan and Zisserman 2014 (arXiv:1409.1556); reduced as in Liu et al. 2015 (arXiv:1506.04579). Modules bear the names
+of the original's symbols, `conv1_1` to `fc7`, which `freeze_layer_pattern` is written for.
 """
 
 # B batch, C channels, H height, W width
@@ -19,7 +19,7 @@ from trainers.job import ClientError
 
 __all__ = ["ScaledNorm", "Vgg16", "load_vgg"]
 
-_BLOCKS = ((1, 3, 64, 2), (2, 64, 128, 2), (3, 128, 256, 3), (4, 256, 512, 3), (5, 512, 512, 3))
+_LAYERS = [f"conv{block}_{number}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for number in range(1, count + 1)]
 _MEAN = (123.0, 117.0, 104.0)
 # of torchvision's `features`, where convolutions, activations and pools are counted together
 _TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -36,11 +36,11 @@ class Vgg16(nn.Module):
         super().__init__()
         self.mean: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).reshape(1, 3, 1, 1), persistent=False)
-        for block, inner, outer, count in _BLOCKS:
-            for number in range(1, count + 1):
-                self.add_module(
-                    f"conv{block}_{number}", nn.Conv2d(inner if number == 1 else outer, outer, 3, padding=1)
-                )
+        self.conv1_1, self.conv1_2 = _conv(3, 64), _conv(64, 64)
+        self.conv2_1, self.conv2_2 = _conv(64, 128), _conv(128, 128)
+        self.conv3_1, self.conv3_2, self.conv3_3 = _conv(128, 256), _conv(256, 256), _conv(256, 256)
+        self.conv4_1, self.conv4_2, self.conv4_3 = _conv(256, 512), _conv(512, 512), _conv(512, 512)
+        self.conv5_1, self.conv5_2, self.conv5_3 = _conv(512, 512), _conv(512, 512), _conv(512, 512)
         self.fc6 = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
         self.fc7 = nn.Conv2d(1024, 1024, 1)
         self.norm4 = ScaledNorm(512, 20.0)
@@ -50,7 +50,7 @@ class Vgg16(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def forward(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image_B3HW: Tensor) -> list[Tensor]:
         """Args: image_B3HW: RGB, 0 to 255, uint8 or float. Returns: (B, 512, H/8, W/8), (B, 1024, H/16, W/16)."""
         x = image_B3HW.float() - self.mean
         x = torch.relu(self.conv1_2(torch.relu(self.conv1_1(x))))
@@ -63,7 +63,11 @@ class Vgg16(nn.Module):
         x = torch.max_pool2d(fine, 2, 2)
         x = torch.relu(self.conv5_3(torch.relu(self.conv5_2(torch.relu(self.conv5_1(x))))))
         x = torch.max_pool2d(x, 3, 1, 1)
-        return self.norm4(fine), torch.relu(self.fc7(torch.relu(self.fc6(x))))
+        return [self.norm4(fine), torch.relu(self.fc7(torch.relu(self.fc6(x))))]
+
+
+def _conv(inner: int, outer: int) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, 3, padding=1)
 
 
 class ScaledNorm(nn.Module):
@@ -88,20 +92,19 @@ def load_vgg(network: Vgg16, state: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         ClientError: a tensor is missing, or has another shape.
     """
-    names = [f"conv{block}_{number}" for block, _, _, count in _BLOCKS for number in range(1, count + 1)]
     found = {re.sub(r"^(module\.|arg:|aux:)", "", name): value for name, value in state.items()}
     renamed = {re.sub(r"_(weight|bias)$", r".\1", name): value for name, value in found.items()}
     if "features.0.weight" in found:
         renamed = {
             f"{name}.{part}": found[f"features.{at}.{part}"]
-            for name, at in zip(names, _TORCHVISION, strict=True)
+            for name, at in zip(_LAYERS, _TORCHVISION, strict=True)
             for part in ("weight", "bias")
             if f"features.{at}.{part}" in found
         } | _thinned(found)
     elif "33.weight" in found:
         renamed = {
             f"{name}.{part}": found[f"{at}.{part}"]
-            for name, at in zip([*names, "fc6", "fc7"], _REDUCED, strict=True)
+            for name, at in zip([*_LAYERS, "fc6", "fc7"], _REDUCED, strict=True)
             for part in ("weight", "bias")
             if f"{at}.{part}" in found
         }

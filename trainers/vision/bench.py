@@ -24,12 +24,13 @@ from formats.image_record import image_record, write
 from formats.images import encode_jpeg
 from trainers.distributed import ALONE
 from trainers.hyperparameter_schema import parse
-from trainers.image_classification import data
-from trainers.image_classification.data import Batch, Batches, open_channel
+from trainers.image_classification.data import Batch, make_batches, open_channel
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.start import make_network
 from trainers.image_classification.train import Classifier
 from trainers.job import Job
+from trainers.vision import batches as batching
+from trainers.vision.batches import Batches
 from trainers.vision.loader import usable_cores
 
 __all__ = ["main"]
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--augmentation", default="crop")
     asked = parser.parse_args()
     torch.set_num_threads(usable_cores())
-    data.CACHE_BYTES = 0
+    batching.CACHE_BYTES = 0
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         for name in ("train", "validation"):
@@ -107,10 +108,10 @@ def _learner(root: Path, asked: argparse.Namespace, workers: int, *, ready_made:
         algorithm="image_classification", channels=channels, hyperparameters=values, output=root, checkpoints=root
     )
     wanted = parse(Hyperparameters, values)
-    batches = Batches(open_channel(job, "train", wanted), open_channel(job, "validation", wanted), wanted, ALONE)
+    batches = make_batches(open_channel(job, "train", wanted), open_channel(job, "validation", wanted), wanted, ALONE)
     if ready_made:
         made = [Batch(b.image.to(ALONE.device), b.label.to(ALONE.device)) for b in batches.train(0)]
-        batches = cast("Batches", _ReadyMade(made, asked.batch))
+        batches = cast("Batches[Batch]", _ReadyMade(made, asked.batch))
     return Classifier(wanted, make_network(job, wanted)[0], batches, ALONE, torch.ones(2))
 
 

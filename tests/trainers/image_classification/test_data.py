@@ -14,10 +14,11 @@ import pytest
 from formats.images import encode_png
 from trainers.distributed import ALONE
 from trainers.hyperparameter_schema import parse
-from trainers.image_classification.data import Batches, ImageChannel, open_channel
+from trainers.image_classification.data import Batch, make_batches, open_channel
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.train import train
 from trainers.job import ClientError, Job
+from trainers.vision.batches import Batches, ImageChannel
 
 MakeJob = Callable[..., Job]
 
@@ -26,9 +27,9 @@ def opened(job: Job, name: str = "train") -> ImageChannel:
     return open_channel(job, name, parse(Hyperparameters, job.hyperparameters))
 
 
-def batches_of(job: Job, **changed: object) -> Batches:
+def batches_of(job: Job, **changed: object) -> Batches[Batch]:
     wanted = parse(Hyperparameters, job.hyperparameters | changed)  # type: ignore[operator]
-    return Batches(open_channel(job, "train", wanted), open_channel(job, "validation", wanted), wanted, ALONE)
+    return make_batches(open_channel(job, "train", wanted), open_channel(job, "validation", wanted), wanted, ALONE)
 
 
 def list_of(job: Job, name: str = "train") -> Path:
@@ -38,7 +39,7 @@ def list_of(job: Job, name: str = "train") -> Path:
 def test_labels_and_class_names_come_from_list_and_directories(job: MakeJob) -> None:
     images = opened(job())
 
-    assert images.labels.tolist() == [0, 1] * 12
+    assert np.asarray(images.labels).tolist() == [0, 1] * 12
     assert images.class_names == ["dark", "light"]
 
 
@@ -61,7 +62,7 @@ def test_multi_label_rows_hold_one_column_per_class(job: MakeJob) -> None:
     asked = job(multi_label=1, num_classes=3, num_training_samples=2)
     list_of(asked).write_text("0\t1\t0\t1\tdark/0.png\n1\t0\t0\t0\tlight/1.png\n")
 
-    assert opened(asked).labels.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert np.asarray(opened(asked).labels).tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
 def _malform(job: Job) -> None:
@@ -199,7 +200,7 @@ def test_order_and_augmentation_follow_from_seed_and_epoch(
     job: MakeJob, monkeypatch: pytest.MonkeyPatch, kind: str | None
 ) -> None:
     def pixels(seed: int, epoch: int, cache_bytes: int = 0) -> bytes:
-        monkeypatch.setattr("trainers.image_classification.data.CACHE_BYTES", cache_bytes)
+        monkeypatch.setattr("trainers.vision.batches.CACHE_BYTES", cache_bytes)
         batches = batches_of(job(augmentation_type=kind), seed=seed)
         return b"".join(batch.image.numpy().tobytes() for batch in batches.train(epoch))
 

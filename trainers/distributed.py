@@ -60,6 +60,24 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def gather(self, items: list[Tensor]) -> list[Tensor]:
+        """The lists of all processes joined, in all of them, on the CPU."""
+        if self.size == 1:
+            return items
+        buffer = io.BytesIO()
+        torch.save(items, buffer)
+        size = torch.tensor(buffer.tell())
+        sizes = [torch.zeros_like(size) for _ in range(self.size)]
+        dist.all_gather(sizes, size)
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: int(size)] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        joined_items: list[Tensor] = []
+        for part in parts:
+            joined_items += torch.load(io.BytesIO(part.numpy().tobytes()), map_location="cpu", weights_only=True)
+        return joined_items
+
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process; all must ask."""
         if self.size == 1:

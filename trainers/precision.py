@@ -33,10 +33,20 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward and update; with float16, an update whose gradients overflowed is left out."""
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, largest_gradient: float | None = None) -> None:
+        """Backward and update; with float16, an update whose gradients overflowed is left out.
+
+        Args:
+            loss: a scalar.
+            optimizer: of the parameters to update.
+            largest_gradient: L2 norm of all gradients together to which longer ones are cut.
+        """
         optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if largest_gradient is not None:
+            self._scaler.unscale_(optimizer)
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, largest_gradient)
         self._scaler.step(optimizer)
         self._scaler.update()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["EpochLog", "speaking"]
+__all__ = ["EpochLog", "QualityLog", "speaking"]
 
 log = logging.getLogger("penstock.train")
 
@@ -72,6 +72,7 @@ class EpochLog:
     def __init__(self, bar: Progress | None, *, num_samples: int, epochs: int, first_epoch: int) -> None:
         self._bar = bar
         self._num_samples = num_samples
+        self._epochs = epochs
         self._epoch = first_epoch
         self._started = self._window_started = time.perf_counter()
         self._num_batches = self._window_samples = 0
@@ -119,3 +120,36 @@ class EpochLog:
     def seconds(self) -> float:
         """Since the epoch began."""
         return time.perf_counter() - self._started
+
+
+class QualityLog(EpochLog):
+    """The lines of the original's detector: `#quality_metric: host=..., epoch=..., ...` (its contract, section 4)."""
+
+    _HOST = "algo-1"
+    _SIGNS: Mapping[str, str] = {"mAP": "score"}
+    """What kind a metric is, where it is no loss."""
+
+    def batch(self, num_samples: int, accuracy: Callable[[], float]) -> None:  # noqa: ARG002
+        self._num_batches += 1
+        self._window_samples += num_samples
+        if self._bar and self._line is not None:
+            self._bar.advance(self._line, num_samples)
+
+    def trained(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            sign = self._SIGNS.get(name, "loss")
+            log.info("#quality_metric: host=%s, epoch=%d, batch=%d train %s <%s>=(%s)",
+                     self._HOST, self._epoch, self._num_batches, name, sign, value)  # fmt: skip
+        rate = self._window_samples / max(time.perf_counter() - self._started, 1e-9)
+        log.info("#throughput_metric: host=%s, train throughput=%s records/second", self._HOST, rate)
+
+    def validated(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            sign = self._SIGNS.get(name, "loss")
+            log.info("#quality_metric: host=%s, epoch=%d, validation %s <%s>=(%s)",
+                     self._HOST, self._epoch, name, sign, value)  # fmt: skip
+        done = 100 * (self._epoch + 1) // self._epochs
+        log.info("#progress_metric: host=%s, completed %d %% of epochs", self._HOST, done)
+
+    def improved(self, objective: str, value: float) -> None:
+        log.info("Updating the best model with validation-%s=%s", objective, value)

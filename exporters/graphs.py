@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from model_store.manifest import Graph, ParityCase, TensorSpec
 
-__all__ = ["PARITY_TOLERANCE", "ExportableGraph", "ParityError", "measure_parity", "write_graph"]
+__all__ = [
+    "PARITY_TOLERANCE",
+    "ExportableGraph",
+    "ParityError",
+    "load_script",
+    "measure_parity",
+    "onnx_session",
+    "write_graph",
+    "write_onnx",
+    "write_script",
+]
 
 PARITY_TOLERANCE = 1e-4
 """Largest absolute difference of any output, float32."""
@@ -40,28 +54,94 @@ class ExportableGraph:
 
 def write_graph(directory: Path, graph: ExportableGraph) -> Graph:
     """Write `<name>.pt` and `<name>.onnx`; see `measure_parity` for the proof."""
-    described = Graph(
-        onnx=f"{graph.name}.onnx", torchscript=f"{graph.name}.pt", inputs=graph.inputs, outputs=graph.outputs
+    write_script(directory / f"{graph.name}.pt", graph.module)
+    write_onnx(
+        directory / f"{graph.name}.onnx",
+        graph.module,
+        graph.samples[0],
+        inputs=[spec.name for spec in graph.inputs],
+        outputs=[spec.name for spec in graph.outputs],
+        varying={spec.name: _varying(spec) for spec in [*graph.inputs, *graph.outputs]},
     )
+    return Graph(onnx=f"{graph.name}.onnx", torchscript=f"{graph.name}.pt", inputs=graph.inputs, outputs=graph.outputs)
+
+
+def write_script(file: Path, module: nn.Module, kept: Sequence[str] = ()) -> None:
+    """A module in eval mode as frozen TorchScript; `kept` names exported methods beside `forward`."""
+    with _quiet():
+        scripted = torch.jit.script(module.eval())
+        torch.jit.save(torch.jit.freeze(scripted, preserved_attrs=list(kept)), str(file))
+
+
+def write_onnx(
+    file: Path,
+    module: nn.Module,
+    sample: tuple[Tensor, ...],
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    varying: Mapping[str, Mapping[int, str]],
+    traced: bool = False,
+) -> None:
+    """A module in eval mode as ONNX.
+
+    Args:
+        file: to write.
+        module: scriptable, or traceable.
+        sample: its inputs.
+        inputs: names.
+        outputs: names.
+        varying: by input or output, the axes that are not fixed, with their names.
+        traced: record what happens to the sample, instead of what the code says: for modules without loops over data
+            that keep lists of tensors, which ONNX has no good form for.
+    """
+    with _quiet():
+        torch.onnx.export(
+            # not frozen: its weights would become nameless constants
+            module.eval() if traced else torch.jit.script(module.eval()),
+            sample,
+            str(file),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: dict(axes) for name, axes in varying.items()},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+
+
+def load_script(file: Path) -> torch.jit.ScriptModule:
+    """TorchScript from a file."""
+    with _quiet():
+        return torch.jit.load(str(file))  # type: ignore[no-untyped-call,no-any-return]
+
+
+def onnx_session(file: Path, extra_outputs: Sequence[str] = ()) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        file: the graph.
+        extra_outputs: values inside it that are to be seen too.
+    """
+    # read once, at import: without it ONNX Runtime keeps a device id in the home directory and reports home
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as ort  # noqa: PLC0415
+
+    if not extra_outputs:
+        return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    model = onnx.load(str(file))
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in extra_outputs)
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """TorchScript is one of the two forms that bundles promise; torch announces its successor at each call."""
     with warnings.catch_warnings():
-        # TorchScript is one of the two forms that bundles promise; torch announces its successor at each call
         warnings.filterwarnings("ignore", r".*torch\.jit\..* is deprecated.*", DeprecationWarning)
         warnings.filterwarnings("ignore", r".*legacy TorchScript-based ONNX export.*", DeprecationWarning)
         warnings.filterwarnings("ignore", r"The feature will be removed\.", DeprecationWarning)
         warnings.filterwarnings("ignore", r"no signature found for <torch\.ScriptMethod", UserWarning)
-        scripted = torch.jit.script(graph.module.eval())
-        torch.jit.save(torch.jit.freeze(scripted), str(directory / f"{graph.name}.pt"))
-        torch.onnx.export(
-            scripted,  # not the frozen one: its weights would become nameless constants
-            graph.samples[0],
-            str(directory / f"{graph.name}.onnx"),
-            input_names=[spec.name for spec in graph.inputs],
-            output_names=[spec.name for spec in graph.outputs],
-            dynamic_axes={spec.name: _varying(spec) for spec in [*graph.inputs, *graph.outputs]},
-            opset_version=_OPSET,
-            dynamo=False,
-        )
-    return described
+        yield
 
 
 def measure_parity(directory: Path, graph: ExportableGraph, tolerance: float = PARITY_TOLERANCE) -> list[ParityCase]:
@@ -70,14 +150,8 @@ def measure_parity(directory: Path, graph: ExportableGraph, tolerance: float = P
     Raises:
         ParityError: a difference passes the tolerance, or is NaN; names graph, form and figure.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit\..* is deprecated.*", DeprecationWarning)
-        script = torch.jit.load(str(directory / f"{graph.name}.pt"))  # type: ignore[no-untyped-call]
-    # read once, at import: without it ONNX Runtime keeps a device id in the home directory and reports home
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort  # noqa: PLC0415
-
-    session = ort.InferenceSession(str(directory / f"{graph.name}.onnx"), providers=["CPUExecutionProvider"])
+    script = load_script(directory / f"{graph.name}.pt")
+    session = onnx_session(directory / f"{graph.name}.onnx")
     cases = []
     for sample in graph.samples:
         with torch.inference_mode():

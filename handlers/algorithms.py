@@ -12,6 +12,7 @@ __all__ = ["load_handler"]
 
 _HANDLERS = {
     "image_classification": "handlers.image_classification:ImageClassification",
+    "object_detection": "handlers.object_detection:ObjectDetection",
     "tensor": "handlers.tensor:TensorHandler",
 }
 

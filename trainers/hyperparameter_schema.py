@@ -116,12 +116,12 @@ def _describe(schema: type[Any], detail: ErrorDetails) -> str:
 
 def _allowed(rule: Mapping[str, Any]) -> str:
     """A JSON schema of one field in words."""
+    if "description" in rule:
+        return str(rule["description"])
     if "anyOf" in rule:
         return " or ".join(_allowed(each) for each in rule["anyOf"] if each.get("type") != "null")
     if "enum" in rule:
         return "one of " + ", ".join(str(option) for option in rule["enum"])
-    if "description" in rule:
-        return str(rule["description"])
     kind = _KINDS.get(rule.get("type", ""), "a valid value")
     low, high = rule.get("minimum"), rule.get("maximum")
     if low is not None and high is not None:

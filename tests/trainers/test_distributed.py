@@ -24,19 +24,25 @@ MakeJob = Callable[..., Job]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def command(job: Job, *options: str) -> list[str]:
+def command(job: Job, *options: str, algorithm: str = "image_classification") -> list[str]:
     channels = [part for name, path in job.channels.items() for part in ("--channel", f"{name}={path}")]
     values = [part for name, value in job.hyperparameters.items() for part in ("--set", f"{name}={value}")]
-    train_it = ["-m", "penstock", "train", "image_classification", *channels, *values, "--output", str(job.output)]
+    train_it = ["-m", "penstock", "train", algorithm, *channels, *values, "--output", str(job.output)]
     return [*TORCHRUN, *train_it, *options]
 
 
-def torchrun(job: Job, *options: str, send: signal.Signals | None = None, at: str = "\n") -> tuple[int, list[str], str]:
+def torchrun(
+    job: Job,
+    *options: str,
+    algorithm: str = "image_classification",
+    send: signal.Signals | None = None,
+    at: str = "\n",
+) -> tuple[int, list[str], str]:
     """Exit status, standard output's lines, and the log; a signal is sent once the log holds `at`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command(job, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        start_new_session=True,
+        command(job, *options, algorithm=algorithm), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True,
     )  # fmt: skip
     with process:
         assert process.stderr is not None

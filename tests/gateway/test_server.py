@@ -103,6 +103,7 @@ TABLES_AND_TYPES = {
     "gateway.settings",  # fields
     "gateway.metrics",  # counts what passes, changes nothing
     "gateway.status",  # the table of statuses
+    "gateway.busy_poll",  # told when a request came, sees none
 }
 
 

@@ -71,7 +71,9 @@ def select(box_BA4: Tensor, probability_BAK: Tensor, nms_threshold: float, nms_t
         below 0.01, has class -1 and score 0.
     """
     best_BA, class_BA = probability_BAK.max(dim=2)
-    score_BD, place_BD = best_BA.topk(nms_topk, dim=1)
+    # stable: of equal scores the first anchor's counts first, as in ONNX's TopK, whatever else is in the batch
+    score_BA, place_BA = best_BA.sort(dim=1, descending=True, stable=True)
+    score_BD, place_BD = score_BA[:, :nms_topk], place_BA[:, :nms_topk]
     class_BD = class_BA.gather(1, place_BD)
     box_BD4 = box_BA4.gather(1, place_BD.unsqueeze(2).expand(-1, -1, 4))
     kept_BD = (score_BD > 0.01) & ~suppressed(box_BD4, class_BD, nms_threshold)

@@ -43,7 +43,7 @@ def write_checkpoint(directory: Path, **changed: object) -> Path:
 
 
 def settle(network: SingleShotDetector) -> None:
-    """Scale the heads by what they say of noise: logits of deviation 3, neither all alike nor all certain, offsets of 1."""
+    """Scale the heads by what they say of noise: logits of deviation 3 (neither alike nor certain), offsets of 1."""
     side = 300
     noise = torch.randint(0, 256, (1, 3, side, side), generator=torch.Generator().manual_seed(1)).float()
     for feature_map, *heads in zip(network.features(noise), network.scores, network.offsets, strict=True):

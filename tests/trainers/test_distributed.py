@@ -130,7 +130,7 @@ with joined() as world:
     world.average_buffers(norm)
     assert norm.running_mean.tolist() == [0.5, 0.5]
     world.meet()
-    os.write(1, f"as one {world.size} {world.num_hosts}\n".encode())  # in one piece: both write to one pipe
+    os.write(1, f"as one {world.size} {world.num_hosts}\\n".encode())  # in one piece: both write to one pipe
 """
 
 

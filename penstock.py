@@ -92,6 +92,19 @@ def export(
 
 
 @app.command()
+def quantize(
+    bundle: Annotated[Path, typer.Argument(help="What `penstock export` wrote for a vision algorithm.")],
+    output: Annotated[Path, typer.Option(help="Directory of the bundle to write.")],
+    images: Annotated[Path, typer.Option(help="Directory of JPEG and PNG files such as the model was trained on.")],
+) -> None:
+    """Write a bundle that computes in 8 bits: faster on CPUs, a little less exact."""
+    from exporters.int8 import quantize as run  # noqa: PLC0415
+
+    with _user_errors():
+        typer.echo(run(bundle, images, output))
+
+
+@app.command()
 def publish(
     bundle: Annotated[Path, typer.Argument(help="What `penstock export` wrote, or an ONNX or TorchScript file.")],
     name: Annotated[str, typer.Option(help="A letter, then letters, digits, '_', '.' or '-'.")],

@@ -209,6 +209,7 @@ def test_no_picture_gives_a_box_that_is_none(handler: Handler) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_ten_thousand_pictures_give_no_box_that_is_none(handler: Handler) -> None:
     assert expect_sound_answers(handler, adversarial(10_000)) > 10_000
 

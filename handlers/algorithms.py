@@ -13,6 +13,7 @@ __all__ = ["load_handler"]
 _HANDLERS = {
     "image_classification": "handlers.image_classification:ImageClassification",
     "object_detection": "handlers.object_detection:ObjectDetection",
+    "semantic_segmentation": "handlers.semantic_segmentation:SemanticSegmentation",
     "tensor": "handlers.tensor:TensorHandler",
 }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -94,18 +94,22 @@ class Handler(ABC):
             return inputs[0]
         return {name: np.concatenate([each[name] for each in inputs]) for name in inputs[0]}
 
+    def likeness(self, inputs: Arrays) -> Hashable:  # noqa: ARG002
+        """Requests of equal likeness may share a run of the graph; override where `collate` cannot join all."""
+        return None
+
     def predict(self, batch: Sequence[Prediction]) -> list[Outcome]:
         """Answer a batch: same length, same order, and a failing item fails alone. Each outcome holds the `stages`."""
         began = time.perf_counter()
         outcomes: list[Outcome | None] = [None] * len(batch)
-        groups: dict[Any, list[_Item]] = {}
+        groups: dict[Hashable, list[_Item]] = {}
         for index, prediction in enumerate(batch):
             try:
                 plan = self._plan(prediction)
                 inputs = self._decode(plan, prediction)
                 num_rows = len(next(iter(inputs.values()))) if plan.graph.batched else 1
                 item = _Item(index, prediction, inputs, num_rows)
-                group = _group(plan, item)
+                group = self._group(plan, item)
             except PenstockError as error:
                 outcomes[index] = Outcome.of_error(error)
             except Exception as error:  # noqa: BLE001  one item's surprise must not reach its neighbours
@@ -148,6 +152,14 @@ class Handler(ABC):
             return {tensor.name: _graph_input(tensor) for tensor in prediction.tensors}
         plan.check_types(prediction.content_type, prediction.accept)
         return self.decode(prediction)
+
+    def _group(self, plan: _Plan, item: _Item) -> Hashable:
+        """Requests with equal keys share a run of the graph."""
+        if not plan.graph.batched:
+            return id(item)
+        if item.prediction.tensors is None:
+            return (plan.mode.graph, self.likeness(item.inputs))
+        return (plan.mode.graph, *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(item.inputs.items())))
 
     def _answer(self, items: list[_Item], outcomes: list[Outcome | None], spent: _Spent) -> None:
         graph = self._plan(items[0].prediction).runnable
@@ -194,15 +206,6 @@ class Handler(ABC):
 def _check_types(mode: Mode, content_type: str, accept: str) -> None:
     media_type(content_type, mode.content_types)
     accepted(accept, tuple(mode.accepts))
-
-
-def _group(plan: _Plan, item: _Item) -> Any:
-    """Requests with equal keys may share a run of the graph."""
-    if not plan.graph.batched:
-        return id(item)
-    if item.prediction.tensors is None:
-        return plan.mode.graph
-    return (plan.mode.graph, *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(item.inputs.items())))
 
 
 def _graph_input(tensor: Tensor) -> Array:

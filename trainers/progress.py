@@ -128,6 +128,8 @@ class QualityLog(EpochLog):
     _HOST = "algo-1"
     _SIGNS: Mapping[str, str] = {"mAP": "score"}
     """What kind a metric is, where it is no loss."""
+    _NAMES_BATCHES = True
+    _RATE = "#throughput_metric: host=%s, train throughput=%s records/second"
 
     def batch(self, num_samples: int, accuracy: Callable[[], float]) -> None:  # noqa: ARG002
         self._num_batches += 1
@@ -138,10 +140,11 @@ class QualityLog(EpochLog):
     def trained(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             sign = self._SIGNS.get(name, "loss")
-            log.info("#quality_metric: host=%s, epoch=%d, batch=%d train %s <%s>=(%s)",
-                     self._HOST, self._epoch, self._num_batches, name, sign, value)  # fmt: skip
+            when = f"epoch={self._epoch}, " + (f"batch={self._num_batches} " if self._NAMES_BATCHES else "")
+            log.info("#quality_metric: host=%s, %strain %s <%s>=(%s)", self._HOST, when, name, sign, value)
         rate = self._window_samples / max(time.perf_counter() - self._started, 1e-9)
-        log.info("#throughput_metric: host=%s, train throughput=%s records/second", self._HOST, rate)
+        where = self._HOST if self._NAMES_BATCHES else f"{self._HOST}, epoch={self._epoch}"
+        log.info(self._RATE, where, rate)
 
     def validated(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():

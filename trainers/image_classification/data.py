@@ -107,6 +107,8 @@ class _ReadsLabels:
     label_format: str
 
     def __call__(self, raw: Labelled) -> Label:
+        if isinstance(raw.label, bytes):
+            raise ClientError(f"{raw.place}: its label is an image; expected the number of a class.")
         if isinstance(raw.label, str):
             return self._of_text(raw.label, raw.place)
         return self._of_many(raw.label, raw.place) if self.multi_label else self._of_one(raw)
@@ -121,7 +123,7 @@ class _ReadsLabels:
             raise ClientError(f"{place}: {error}") from error
 
     def _of_one(self, raw: Labelled) -> int:
-        assert not isinstance(raw.label, str)
+        assert isinstance(raw.label, np.ndarray)
         if len(raw.label) != 1:
             invalid = f"Invalid lst file in the {self.channel} channel. " if raw.listed else ""
             raise ClientError(f"{invalid}{raw.place} has {len(raw.label)} labels; expected 1, or multi_label=1.")

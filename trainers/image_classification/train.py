@@ -26,7 +26,7 @@ from trainers.image_classification.evaluation import Evaluation
 from trainers.image_classification.hyperparameters import Hyperparameters
 from trainers.image_classification.start import make_network
 from trainers.job import ClientError, Job
-from trainers.optimizers import make_optimizer
+from trainers.optimizers import make_optimizer, set_rate
 from trainers.pipes import feeding
 from trainers.precision import Precision
 from trainers.progress import log
@@ -104,8 +104,7 @@ class Classifier:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)  # read once: a GPU is not waited for
         for number, batch in enumerate(self._batches.train(epoch)):
             rate = learning_rate(self._wanted, epoch + number / self._batches.per_epoch)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self._optimizer, rate)
             image_B3HW = batch.image.to(self._device, non_blocking=True)
             label = batch.label.to(self._device, non_blocking=True)
             with self._precision.autocast():

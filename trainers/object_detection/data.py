@@ -113,6 +113,8 @@ class _ReadsObjects:
     num_classes: int
 
     def __call__(self, raw: Labelled) -> Objects:
+        if isinstance(raw.label, bytes):
+            raise ClientError(f"{raw.place}: its label is an image; expected an annotation.")
         try:
             if isinstance(raw.label, str):
                 found = corners(decode_annotation(raw.label.encode(), "label"))

@@ -28,7 +28,7 @@ from trainers.object_detection.hyperparameters import Hyperparameters
 from trainers.object_detection.loss import match, multibox_losses
 from trainers.object_detection.model import SingleShotDetector
 from trainers.object_detection.start import make_network
-from trainers.optimizers import make_optimizer
+from trainers.optimizers import make_optimizer, set_rate
 from trainers.pipes import feeding
 from trainers.precision import Precision
 from trainers.progress import QualityLog, log
@@ -108,8 +108,7 @@ class Detector:
         totals = torch.zeros(3, dtype=torch.float64, device=self._device)  # cross-entropy, smooth L1, matched anchors
         for number, batch in enumerate(self._batches.train(epoch)):
             rate = learning_rate(self._wanted, epoch + number / self._batches.per_epoch)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self._optimizer, rate)
             matches = match(batch.objects.to(self._device, non_blocking=True), self.network.anchors)
             with self._precision.autocast():
                 score_BAL, offset_BA4 = self._trained(batch.image.to(self._device, non_blocking=True))

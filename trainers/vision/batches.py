@@ -203,6 +203,7 @@ class Batches(Generic[Made]):
         world: the processes that share each batch.
         make: a batch of what a request asks for; see `samples`. It can be pickled.
         num_draws: random numbers per image that augmentation takes.
+        validation_size: images per batch of validation; by default `mini_batch_size`.
     """
 
     def __init__(
@@ -213,9 +214,11 @@ class Batches(Generic[Made]):
         world: World,
         make: Callable[[Request], Made],
         num_draws: int,
+        validation_size: int | None = None,
     ) -> None:
         self._train, self._validation, self._wanted, self._world = train, validation, wanted, world
         self._num_draws = num_draws
+        self._validation_size = validation_size or wanted.mini_batch_size
         self._bad: dict[str, set[str]] = {train.name: set(), validation.name: set()}
         self.size = wanted.mini_batch_size * world.num_hosts
         """Images per update, over all processes."""
@@ -246,7 +249,7 @@ class Batches(Generic[Made]):
 
     def validation(self) -> Iterator[Made]:
         """This process's part of the images, in their order, centre crop; the last batch may be smaller."""
-        size, rank, num_ranks = self._wanted.mini_batch_size, self._world.rank, self._world.size
+        size, rank, num_ranks = self._validation_size, self._world.rank, self._world.size
         requests: Iterator[Request]
         if self._validation.is_pipe:
             mine = islice(_items(self._validation), rank, None, num_ranks)

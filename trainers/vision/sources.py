@@ -54,12 +54,14 @@ _OPEN_FILES = 64
 class Labelled(NamedTuple):
     """The label of one image as it is stored."""
 
-    label: NDArray[np.float32] | str
-    """Numbers of a list's row or a record; the text of a manifest's attribute."""
+    label: NDArray[np.float32] | str | bytes
+    """Numbers of a list's row or a record; the text of a manifest's attribute, or the image that it refers to."""
     place: str
     """For messages, such as `a.lst, row 3 (roses/1.jpg)`."""
     listed: bool = False
     """Whether it stood in a `.lst`: its faults are told in the original's words."""
+    metadata: str = ""
+    """Of a label that a manifest refers to: JSON of the attribute's `-metadata`, if there is any."""
 
 
 class StoredImages(Protocol):
@@ -311,7 +313,7 @@ def _open_records(
                 bare = looks_like_image(raw.payload) if bare is None else bare
                 if bare and len(labels) < len(starts):  # the record behind an image is its label
                     place = f"{file}, record {raw.number} at byte {raw.offset}"
-                    labels.append(label_of(Labelled(_text(raw.payload, place), place)))
+                    labels.append(label_of(Labelled(_label(raw.payload, place), place)))
                     continue
                 if not bare:
                     labels.append(label_of(_record_label(file, raw)))
@@ -363,27 +365,44 @@ def _open_manifest(
             f"Channel '{name}': AttributeNames are {', '.join(attributes)}; expected two: the image (a name that ends "
             "in -ref), then the label."
         )
+    roots = {prefix: str(directory / root) for prefix, root in settings.local_roots.items()}
+    fetch = attribute_fetcher(roots)
     uris, labels = [], []
     with told(f"Channel '{name}'"), open_file(files[0]) as stream:
-        for row in manifests.read(stream, attributes, files[0]):
-            image, label = row.values
+        for row in manifests.read(stream, _with_metadata(files[0], attributes), files[0]):
+            image, label, *metadata = row.values
             assert isinstance(image, manifests.Reference)
-            assert isinstance(label, str)
+            place = f"{files[0]}, line {row.line}"
             uris.append(image.uri)
-            labels.append(label_of(Labelled(label, f"{files[0]}, line {row.line}")))
+            if isinstance(label, manifests.Reference):
+                with told(f"{place}, {label.uri}"):
+                    labels.append(label_of(Labelled(fetch(label.uri), place, metadata=str(*metadata))))
+            else:
+                labels.append(label_of(Labelled(label, place)))
     if not uris:
         raise ClientError(f"Channel '{name}': {files[0]} has no rows.")
-    roots = {prefix: str(directory / root) for prefix, root in settings.local_roots.items()}
     return ReferredObjects(files[0], uris, roots), labels
+
+
+def _with_metadata(file: str, attributes: tuple[str, ...]) -> tuple[str, ...]:
+    """The attributes, and the metadata of a label that is an object of its own, where rows have them."""
+    metadata = f"{attributes[1]}-metadata"
+    if not attributes[1].endswith("-ref"):
+        return attributes
+    with open_file(file) as stream:
+        return (*attributes, metadata) if f'"{metadata}"'.encode() in stream.readline() else attributes
 
 
 def _samples(pipe: Path, payloads: Iterator[bytes]) -> Iterator[tuple[bytes, Labelled]]:
     for number, (image, label) in enumerate(manifests.grouped(payloads, 2, str(pipe))):
         place = f"{pipe}, sample {number}"
-        yield image, Labelled(_text(label, place), place)
+        yield image, Labelled(_label(label, place), place)
 
 
-def _text(payload: bytes, place: str) -> str:
+def _label(payload: bytes, place: str) -> str | bytes:
+    """What follows an image in a stream: text, or another image, such as a mask."""
+    if looks_like_image(payload):
+        return payload
     try:
         return payload.decode()
     except UnicodeDecodeError as error:

@@ -52,6 +52,7 @@ class Masks(nn.Module):
     def __init__(self, network: Segmenter) -> None:
         super().__init__()
         self.network = network
+        self.stride = STRIDE
         self.around: Tensor
         self.register_buffer("around", torch.tensor(MEAN_COLOUR).reshape(1, 3, 1, 1), persistent=False)
 
@@ -65,7 +66,8 @@ class Masks(nn.Module):
             (B, H, W) uint8 class ids; (B, K, H', W') float32 logits, one for each 8 or 16 pixels of the padded image.
         """
         height, width = image_BHW3.shape[1], image_BHW3.shape[2]
-        down, right = (STRIDE - height % STRIDE) % STRIDE, (STRIDE - width % STRIDE) % STRIDE
+        down = (self.stride - height % self.stride) % self.stride
+        right = (self.stride - width % self.stride) % self.stride
         shifted_B3HW = image_BHW3.permute(0, 3, 1, 2).float() - self.around
         padded_B3HW = functional.pad(shifted_B3HW, [0, right, 0, down]) + self.around
         scores_BKHW = self.network(padded_B3HW).float()

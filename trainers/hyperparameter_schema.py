@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from trainers.job import ClientError
 
-__all__ = ["Flag", "Fraction", "IntegerList", "PositiveInteger", "WholeNumber", "number", "parse", "plain_values"]
+__all__ = ["Flag", "Fraction", "IntegerList", "PositiveInteger", "WholeNumber", "choice", "number", "parse", "plain_values"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,11 @@ def number(value: object) -> object:
     if isinstance(value, bool):  # Python would take True for 1
         raise ValueError("Input should be a number")  # noqa: TRY004  pydantic reports ValueError alone
     return value
+
+
+def choice(value: object) -> object:
+    """A whole number in digits, as platforms send all values, where a few numbers are possible."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
 def _flag(value: object) -> object:

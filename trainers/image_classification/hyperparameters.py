@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from trainers.hyperparameter_schema import Flag, Fraction, IntegerList, PositiveInteger, WholeNumber, number
+from trainers.hyperparameter_schema import Flag, Fraction, IntegerList, PositiveInteger, WholeNumber, choice, number
 from trainers.vision.resnet import IMAGENET_DEPTHS
 
 __all__ = ["Hyperparameters"]
@@ -20,10 +20,6 @@ def _image_shape(value: object) -> object:
     if not isinstance(parts, (list, tuple)) or len(parts) != 3:
         raise ValueError("Input should be C,H,W")
     return tuple(part.strip() if isinstance(part, str) else part for part in parts)
-
-
-def _depth(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
 ImageShape = Annotated[
@@ -80,7 +76,7 @@ class Hyperparameters:
     """1: an image may have several labels, or none; one sigmoid per class instead of a softmax."""
     num_layers: Annotated[
         Literal[18, 34, 50, 101, 152, 200, 20, 32, 44, 56, 110],  # IMAGENET_DEPTHS, then SMALL_DEPTHS
-        BeforeValidator(_depth),
+        BeforeValidator(choice),
     ] = 152
     """18, 34, 50, 101, 152, 200: four stages, as for ImageNet; 20, 32, 44, 56, 110: three thin stages, as for CIFAR."""
     optimizer: Literal["sgd", "adam", "rmsprop", "nag"] = "sgd"

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from trainers.hyperparameter_schema import Flag, Fraction, IntegerList, PositiveInteger, WholeNumber, number
+from trainers.hyperparameter_schema import Flag, Fraction, IntegerList, PositiveInteger, WholeNumber, choice, number
 
 __all__ = ["STRIDE", "Algorithm", "Backbone", "Hyperparameters"]
 
@@ -80,7 +80,7 @@ class Hyperparameters:
     """Not in the original: what a second, smaller decision after the third stage counts in training; 0: none."""
     flips: Literal["horizontal", "both"] = "horizontal"
     """Not in the original: `both` for images that have no upside."""
-    output_stride: Annotated[Literal[8, 16], BeforeValidator(number)] = 8
+    output_stride: Annotated[Literal[8, 16], BeforeValidator(choice)] = 8
     """Not in the original: pixels per place of the backbone's last map; 16 takes about a third of the time, and sees
     less fine."""
     precision_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -25,6 +25,7 @@ class ImageClassification:
     """
 
     def __init__(self, bodies: list[Body], height: int, width: int, num_classes: int) -> None:
+        self.accept = "application/json"
         self.bodies = bodies
         self.tensors = [{"image": pixels_of(body, height, width)} for body in bodies]
         self._num_classes = num_classes

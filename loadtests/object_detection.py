@@ -24,6 +24,7 @@ class ObjectDetection:
     """
 
     def __init__(self, bodies: list[Body], side: int) -> None:
+        self.accept = "application/json"
         self.bodies = bodies
         self.tensors = [{"image": pixels_of(body, side, side)} for body in bodies]
 

@@ -60,7 +60,7 @@ class _BodyUser(_RestUser):
     def predict(self) -> None:
         index = random.randrange(len(self.workload.bodies))
         body = self.workload.bodies[index]
-        headers = {"Content-Type": body.content_type, "Accept": "application/json"}
+        headers = {"Content-Type": body.content_type, "Accept": self.workload.accept}
         path = self.path.format(self.endpoint)
         self.post(path, index, body.data, headers, lambda response: self.workload.check_body(response.content))
 

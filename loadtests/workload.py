@@ -38,6 +38,8 @@ class Body:
 class Workload(Protocol):
     """One algorithm's requests; `loadtests.<algorithm>.build` makes it."""
 
+    accept: str
+    """The media type to be answered in, over the protocols that carry bodies."""
     bodies: Sequence[Body]
     tensors: Sequence[Mapping[str, Array]]
     """The same requests as inputs of the graph, by name and in the same order."""

@@ -13,7 +13,17 @@ from pydantic_core import ErrorDetails
 
 from trainers.job import ClientError
 
-__all__ = ["Flag", "Fraction", "IntegerList", "PositiveInteger", "WholeNumber", "choice", "number", "parse", "plain_values"]
+__all__ = [
+    "Flag",
+    "Fraction",
+    "IntegerList",
+    "PositiveInteger",
+    "WholeNumber",
+    "choice",
+    "number",
+    "parse",
+    "plain_values",
+]
 
 T = TypeVar("T")
 

@@ -42,7 +42,7 @@ def test_a_job_leaves_its_model_its_data_and_its_checkpoints(
 
     assert run_container("image_classification", prefix) == 0
     assert {file.name for file in (prefix / "model").iterdir()} == {
-        "model.pt", "model.json", "image-classification-0001.pt", "image-classification-0002.pt",
+        "model.pt", "model.json", "hyperparams.json", "image-classification-0001.pt", "image-classification-0002.pt",
     }  # fmt: skip
     assert {file.name for file in (prefix / "output" / "data").iterdir()} == {"metrics.jsonl", "evaluation.json"}
     assert (prefix / "checkpoints" / "last.pt").exists()

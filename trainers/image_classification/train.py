@@ -4,22 +4,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers import checkpoints, loop, schedules
+from trainers import loop, schedules
 from trainers.distributed import World, joined
-from trainers.earlier_model import MODEL_DESCRIPTION, MODEL_WEIGHTS
-from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.image_classification.data import Batch, make_batches, open_channel
 from trainers.image_classification.evaluation import Evaluation
@@ -32,13 +28,18 @@ from trainers.precision import Precision
 from trainers.progress import log
 from trainers.vision.batches import Batches, ImageChannel
 from trainers.vision.loader import usable_cores
-from trainers.vision.resnet import Architecture
+from trainers.vision.runs import (
+    early_stopping,
+    identity,
+    open_both,
+    refuse_what_cannot_be_shared,
+    write_json,
+    write_model,
+)
 
 __all__ = ["Classifier", "Scores", "learning_rate", "train"]
 
 _LARGEST_POSITIVE_WEIGHT = 100.0
-# these change how fast a run is, and nothing of what comes out
-_NOT_OF_THE_IDENTITY = frozenset({"input_workers"})
 
 
 def train(job: Job, bar: Progress | None = None) -> Path:
@@ -49,14 +50,16 @@ def train(job: Job, bar: Progress | None = None) -> Path:
     """
     wanted = parse(Hyperparameters, job.hyperparameters)
     with joined() as world, feeding(job) as fed:
-        _refuse_what_cannot_be_shared(job, wanted, world)
+        refuse_what_cannot_be_shared(job, wanted, world)
         _train(fed, wanted, world, bar)
     return job.model
 
 
 def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None) -> None:
     _announce(wanted, world)
-    images, validation = _open_channels(job, wanted)
+    images, validation = open_both(job, wanted, lambda name: open_channel(job, name, wanted))
+    if images.is_pipe and wanted.use_weighted_loss:
+        raise ClientError("use_weighted_loss=1 counts the labels beforehand, which Pipe mode does not allow.")
     # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
     torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
     network, architecture = make_network(job, wanted)
@@ -67,14 +70,24 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         epochs=wanted.epochs,
         num_samples=batches.per_epoch * batches.size,
         checkpoint_frequency=wanted.checkpoint_frequency,
-        early_stopping=_early_stopping(wanted),
-        identity=_identity(wanted, images, validation),
+        early_stopping=early_stopping(wanted),
+        identity=identity(wanted, images, validation),
     )
     best = loop.run(job, learner, plan, bar, world)
     if best.finished:
-        _write_evaluation(job, learner.evaluate(best.state, images.class_names), world)
+        report = learner.evaluate(best.state, images.class_names)
+        if world.is_first:
+            write_json(job.output / "evaluation.json", report)
     if world.is_first:
-        _write_model(job, wanted, architecture, images.class_names, best)
+        description = {
+            "architecture": architecture,
+            "hyperparameters": plain_values(wanted),
+            "num_classes": wanted.num_classes,
+            "image_shape": list(wanted.image_shape),
+            "multi_label": wanted.multi_label,
+            "labels": images.class_names,
+        }
+        write_model(job, description, best)
     world.meet()
 
 
@@ -221,39 +234,6 @@ def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:
     )
 
 
-def _open_channels(job: Job, wanted: Hyperparameters) -> tuple[ImageChannel, ImageChannel]:
-    if job.path_of("train").resolve() == job.path_of("validation").resolve():
-        raise ClientError(f"Channels 'train' and 'validation' are the same directory: {job.path_of('train')}.")
-    images, validation = open_channel(job, "train", wanted), open_channel(job, "validation", wanted)
-    if images.is_pipe:
-        if wanted.use_weighted_loss:
-            raise ClientError("use_weighted_loss=1 counts the labels beforehand, which Pipe mode does not allow.")
-        return images, validation
-    if len(images) < wanted.mini_batch_size:
-        raise ClientError(
-            "The number of input images must be bigger or equal to the mini_batch_size. "
-            f"There are {len(images)}, and mini_batch_size is {wanted.mini_batch_size}."
-        )
-    if len(images) != wanted.num_training_samples:
-        log.warning(
-            "num_training_samples is %d, but the train channel lists %d images; the list is what counts",
-            wanted.num_training_samples,
-            len(images),
-        )
-    return images, validation
-
-
-def _refuse_what_cannot_be_shared(job: Job, wanted: Hyperparameters, world: World) -> None:
-    if wanted.mini_batch_size < world.local_size:
-        raise ClientError(
-            f"hyperparameter mini_batch_size: {wanted.mini_batch_size} must be at least {world.local_size}, "
-            "the processes of one machine that share it"
-        )
-    piped = [name for name, path in job.channels.items() if job.settings_of(name).pipe and not path.is_dir()]
-    if piped and world.local_size > 1:
-        raise ClientError(f"Channel '{piped[0]}': a pipe has one reader; in Pipe mode start one process per machine.")
-
-
 def _announce(wanted: Hyperparameters, world: World) -> None:
     values = plain_values(wanted)
     log.info("Final configuration: %s", json.dumps(values))
@@ -278,59 +258,9 @@ def _announce(wanted: Hyperparameters, world: World) -> None:
         log.warning("No GPU found: training on the CPU, which is slow for large networks and images")
 
 
-def _early_stopping(wanted: Hyperparameters) -> EarlyStopping | None:
-    if not wanted.early_stopping:
-        return None
-    return EarlyStopping(
-        min_epochs=wanted.early_stopping_min_epochs,
-        patience=wanted.early_stopping_patience,
-        tolerance=wanted.early_stopping_tolerance,
-    )
-
-
-def _identity(wanted: Hyperparameters, *channels: ImageChannel) -> str:
-    """Same text, same run: hyperparameters, labels and places of the images (not pixels, which would have to be read).
-
-    Of a pipe nothing is known beforehand.
-    """
-    values = {name: value for name, value in plain_values(wanted).items() if name not in _NOT_OF_THE_IDENTITY}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for channel in channels:
-        digest.update(np.asarray(channel.labels).tobytes())
-        digest.update(b"" if channel.is_pipe else channel.stored.identity())
-    return digest.hexdigest()
-
-
 def _positive_weights(wanted: Hyperparameters, images: ImageChannel) -> Tensor:
     """(K,): how many times more often a class is absent than present; 1 without use_weighted_loss."""
     if not wanted.use_weighted_loss:
         return torch.ones(wanted.num_classes)
     present_K = torch.from_numpy(images.labels).float().mean(dim=0)
     return ((1 - present_K) / present_K.clamp(min=1e-6)).clamp(1 / _LARGEST_POSITIVE_WEIGHT, _LARGEST_POSITIVE_WEIGHT)
-
-
-def _write_evaluation(job: Job, report: dict[str, Any], world: World) -> None:
-    if world.is_first:
-        text = json.dumps(report, indent=2).encode() + b"\n"
-        checkpoints.write_aside(job.output / "evaluation.json", lambda file: file.write(text))
-
-
-def _write_model(
-    job: Job, wanted: Hyperparameters, architecture: Architecture, class_names: list[str] | None, best: loop.Best
-) -> None:
-    description = {
-        "algorithm": job.algorithm,
-        "architecture": architecture,
-        "hyperparameters": plain_values(wanted),
-        "num_classes": wanted.num_classes,
-        "image_shape": list(wanted.image_shape),
-        "multi_label": wanted.multi_label,
-        "labels": class_names,
-        "epoch": best.epoch,
-        "metrics": best.metrics,
-    }
-    checkpoints.save(job.model / MODEL_WEIGHTS, best.state)
-    text = json.dumps(description, indent=2).encode() + b"\n"
-    checkpoints.write_aside(
-        job.model / MODEL_DESCRIPTION, lambda file: file.write(text)
-    )  # last: it says that all is there

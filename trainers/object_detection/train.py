@@ -4,21 +4,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from trainers import checkpoints, loop, schedules
+from trainers import loop, schedules
 from trainers.distributed import World, joined
-from trainers.earlier_model import MODEL_DESCRIPTION, MODEL_WEIGHTS
-from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.job import ClientError, Job
 from trainers.object_detection.data import Batch, make_batches, open_channel
@@ -32,13 +28,19 @@ from trainers.optimizers import make_optimizer, set_rate
 from trainers.pipes import feeding
 from trainers.precision import Precision
 from trainers.progress import QualityLog, log
-from trainers.vision.batches import Batches, ImageChannel
+from trainers.vision.batches import Batches
 from trainers.vision.loader import usable_cores
+from trainers.vision.runs import (
+    early_stopping,
+    identity,
+    open_both,
+    refuse_what_cannot_be_shared,
+    write_json,
+    write_model,
+)
 
 __all__ = ["Detector", "learning_rate", "train"]
 
-# these change how fast a run is, and nothing of what comes out
-_NOT_OF_THE_IDENTITY = frozenset({"input_workers"})
 _LARGEST_GRADIENT = 10.0
 """L2 norm to which gradients are cut: the first steps from random weights are steep."""
 
@@ -51,14 +53,14 @@ def train(job: Job, bar: Progress | None = None) -> Path:
     """
     wanted = parse(Hyperparameters, job.hyperparameters)
     with joined() as world, feeding(job) as fed:
-        _refuse_what_cannot_be_shared(job, wanted, world)
+        refuse_what_cannot_be_shared(job, wanted, world)
         _train(fed, wanted, world, bar)
     return job.model
 
 
 def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None) -> None:
     _announce(wanted, world)
-    images, validation = _open_channels(job, wanted)
+    images, validation = open_both(job, wanted, lambda name: open_channel(job, name, wanted))
     # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
     torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
     network = make_network(job, wanted)
@@ -69,8 +71,8 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         epochs=wanted.epochs,
         num_samples=batches.per_epoch * batches.size,
         checkpoint_frequency=None,
-        early_stopping=_early_stopping(wanted),
-        identity=_identity(wanted, images, validation),
+        early_stopping=early_stopping(wanted),
+        identity=identity(wanted, images, validation),
         objective="mAP",
         lines=QualityLog,
     )
@@ -78,9 +80,9 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
     if best.finished:
         report = learner.evaluate(best.state)
         if world.is_first:
-            _write_evaluation(job, report)
+            write_json(job.output / "evaluation.json", report)
     if world.is_first:
-        _write_model(job, wanted, best)
+        write_model(job, {"hyperparameters": plain_values(wanted)}, best)
     world.meet()
 
 
@@ -189,37 +191,6 @@ def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:
     )
 
 
-def _open_channels(job: Job, wanted: Hyperparameters) -> tuple[ImageChannel, ImageChannel]:
-    if job.path_of("train").resolve() == job.path_of("validation").resolve():
-        raise ClientError(f"Channels 'train' and 'validation' are the same directory: {job.path_of('train')}.")
-    images, validation = open_channel(job, "train", wanted), open_channel(job, "validation", wanted)
-    if images.is_pipe:
-        return images, validation
-    if len(images) < wanted.mini_batch_size:
-        raise ClientError(
-            "The number of input images must be bigger or equal to the mini_batch_size. "
-            f"There are {len(images)}, and mini_batch_size is {wanted.mini_batch_size}."
-        )
-    if len(images) != wanted.num_training_samples:
-        log.warning(
-            "num_training_samples is %d, but the train channel holds %d images; the channel is what counts",
-            wanted.num_training_samples,
-            len(images),
-        )
-    return images, validation
-
-
-def _refuse_what_cannot_be_shared(job: Job, wanted: Hyperparameters, world: World) -> None:
-    if wanted.mini_batch_size < world.local_size:
-        raise ClientError(
-            f"hyperparameter mini_batch_size: {wanted.mini_batch_size} must be at least {world.local_size}, "
-            "the processes of one machine that share it"
-        )
-    piped = [name for name, path in job.channels.items() if job.settings_of(name).pipe and not path.is_dir()]
-    if piped and world.local_size > 1:
-        raise ClientError(f"Channel '{piped[0]}': a pipe has one reader; in Pipe mode start one process per machine.")
-
-
 def _announce(wanted: Hyperparameters, world: World) -> None:
     values = plain_values(wanted)
     log.info("Final configuration: %s", json.dumps(values))
@@ -231,45 +202,3 @@ def _announce(wanted: Hyperparameters, world: World) -> None:
         log.info("%d processes on %d machines", world.size, world.num_hosts)
     if not torch.cuda.is_available():
         log.warning("No GPU found: training on the CPU, which is slow but for base_network=resnet-18")
-
-
-def _early_stopping(wanted: Hyperparameters) -> EarlyStopping | None:
-    if not wanted.early_stopping:
-        return None
-    return EarlyStopping(
-        min_epochs=wanted.early_stopping_min_epochs,
-        patience=wanted.early_stopping_patience,
-        tolerance=wanted.early_stopping_tolerance,
-    )
-
-
-def _identity(wanted: Hyperparameters, *channels: ImageChannel) -> str:
-    """Same text, same run: hyperparameters, objects and places of the images. Of a pipe nothing is known beforehand."""
-    values = {name: value for name, value in plain_values(wanted).items() if name not in _NOT_OF_THE_IDENTITY}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for channel in channels:
-        for objects in channel.labels:
-            digest.update(np.asarray(objects).tobytes())
-        digest.update(b"" if channel.is_pipe else channel.stored.identity())
-    return digest.hexdigest()
-
-
-def _write_evaluation(job: Job, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=2).encode() + b"\n"
-    checkpoints.write_aside(job.output / "evaluation.json", lambda file: file.write(text))
-
-
-def _write_model(job: Job, wanted: Hyperparameters, best: loop.Best) -> None:
-    values = plain_values(wanted)
-    description = {
-        "algorithm": job.algorithm,
-        "hyperparameters": values,
-        "epoch": best.epoch,
-        "metrics": best.metrics,
-    }
-    # tools written for the original's artifact read this file, whose values are texts
-    as_texts = {name: str(value) for name, value in values.items() if value is not None}
-    checkpoints.save(job.model / MODEL_WEIGHTS, best.state)
-    for name, content in ((MODEL_DESCRIPTION, description), ("hyperparams.json", as_texts)):
-        text = json.dumps(content, indent=2).encode() + b"\n"
-        checkpoints.write_aside(job.model / name, lambda file, text=text: file.write(text))  # type: ignore[misc]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from formats.masks import IGNORE
-from trainers import checkpoints, loop, schedules
+from trainers import loop, schedules
 from trainers.distributed import World, joined
-from trainers.earlier_model import MODEL_DESCRIPTION, MODEL_WEIGHTS
-from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.job import ClientError, Job
 from trainers.optimizers import make_optimizer, set_rate
@@ -32,13 +29,19 @@ from trainers.semantic_segmentation.evaluation import Evaluation, confusion
 from trainers.semantic_segmentation.hyperparameters import Hyperparameters
 from trainers.semantic_segmentation.model import Segmenter, upsampled
 from trainers.semantic_segmentation.start import make_network
-from trainers.vision.batches import Batches, ImageChannel
+from trainers.vision.batches import Batches
 from trainers.vision.loader import usable_cores
+from trainers.vision.runs import (
+    early_stopping,
+    identity,
+    open_both,
+    refuse_what_cannot_be_shared,
+    write_json,
+    write_model,
+)
 
 __all__ = ["Learner", "learning_rate", "train"]
 
-# these change how fast a run is, and nothing of what comes out
-_NOT_OF_THE_IDENTITY = frozenset({"input_workers"})
 _FASTER = {"head.": 10.0, "auxiliary.": 10.0}
 """Heads start from random weights even where the backbone does not (contract, section 1)."""
 
@@ -61,14 +64,19 @@ def train(job: Job, bar: Progress | None = None) -> Path:
     if wanted.lr_scheduler == "step" and not wanted.lr_scheduler_step:
         raise ClientError("hyperparameter lr_scheduler_step: required with lr_scheduler=step, such as '10, 20'")
     with joined() as world, feeding(job) as fed:
-        _refuse_what_cannot_be_shared(job, wanted, world)
+        refuse_what_cannot_be_shared(job, wanted, world)
+        if wanted.mini_batch_size // world.local_size < 2 and wanted.algorithm != "fcn":
+            raise ClientError(
+                f"hyperparameter mini_batch_size: {wanted.mini_batch_size} leaves a process one image; algorithm="
+                f"{wanted.algorithm} norms means over whole images, which takes two"
+            )
         _train(fed, wanted, world, bar)
     return job.model
 
 
 def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None) -> None:
     _announce(wanted, world)
-    images, validation = _open_channels(job, wanted)
+    images, validation = open_both(job, wanted, lambda name: open_channel(job, name, wanted))
     # torch counts the machine's cores, not those this process may use; fewer, by OMP_NUM_THREADS, stay fewer
     torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // world.local_size)))
     network, plain_stem = make_network(job, wanted)
@@ -79,8 +87,8 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         epochs=wanted.epochs,
         num_samples=batches.per_epoch * batches.size,
         checkpoint_frequency=None,
-        early_stopping=_early_stopping(wanted),
-        identity=_identity(wanted, images, validation),
+        early_stopping=early_stopping(wanted),
+        identity=identity(wanted, images, validation),
         objective="mIOU",
         lines=MaskLog,
     )
@@ -88,9 +96,9 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
     if best.finished:
         report = learner.evaluate(best.state)
         if world.is_first:
-            _write(job.output / "evaluation.json", report)
+            write_json(job.output / "evaluation.json", report)
     if world.is_first:
-        _write_model(job, wanted, best, plain_stem=plain_stem)
+        write_model(job, {"hyperparameters": plain_values(wanted), "plain_stem": plain_stem}, best)
     world.meet()
 
 
@@ -212,43 +220,6 @@ def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:
     return falling[wanted.lr_scheduler](wanted.learning_rate, epochs_done, wanted.epochs)
 
 
-def _open_channels(job: Job, wanted: Hyperparameters) -> tuple[ImageChannel, ImageChannel]:
-    if job.path_of("train").resolve() == job.path_of("validation").resolve():
-        raise ClientError(f"Channels 'train' and 'validation' are the same directory: {job.path_of('train')}.")
-    images, validation = open_channel(job, "train", wanted), open_channel(job, "validation", wanted)
-    if images.is_pipe:
-        return images, validation
-    if len(images) < wanted.mini_batch_size:
-        raise ClientError(
-            "The number of input images must be bigger or equal to the mini_batch_size. "
-            f"There are {len(images)}, and mini_batch_size is {wanted.mini_batch_size}."
-        )
-    if len(images) != wanted.num_training_samples:
-        log.warning(
-            "num_training_samples is %d, but the train channel holds %d images; the channel is what counts",
-            wanted.num_training_samples,
-            len(images),
-        )
-    return images, validation
-
-
-def _refuse_what_cannot_be_shared(job: Job, wanted: Hyperparameters, world: World) -> None:
-    share = wanted.mini_batch_size // world.local_size
-    if share < 1:
-        raise ClientError(
-            f"hyperparameter mini_batch_size: {wanted.mini_batch_size} must be at least {world.local_size}, "
-            "the processes of one machine that share it"
-        )
-    if share < 2 and wanted.algorithm != "fcn":
-        raise ClientError(
-            f"hyperparameter mini_batch_size: {wanted.mini_batch_size} leaves a process one image; algorithm="
-            f"{wanted.algorithm} norms means over whole images, which takes two"
-        )
-    piped = [name for name, path in job.channels.items() if job.settings_of(name).pipe and not path.is_dir()]
-    if piped and world.local_size > 1:
-        raise ClientError(f"Channel '{piped[0]}': a pipe has one reader; in Pipe mode start one process per machine.")
-
-
 def _announce(wanted: Hyperparameters, world: World) -> None:
     log.info("Final configuration: %s", json.dumps(plain_values(wanted)))
     if wanted.crop != wanted.crop_size:
@@ -261,44 +232,3 @@ def _announce(wanted: Hyperparameters, world: World) -> None:
         log.info("syncbn=True has no effect: it is for several GPUs")
     if not torch.cuda.is_available():
         log.warning("No GPU found: training on the CPU, which is slow but for backbone=resnet-18")
-
-
-def _early_stopping(wanted: Hyperparameters) -> EarlyStopping | None:
-    if not wanted.early_stopping:
-        return None
-    return EarlyStopping(
-        min_epochs=wanted.early_stopping_min_epochs,
-        patience=wanted.early_stopping_patience,
-        tolerance=wanted.early_stopping_tolerance,
-    )
-
-
-def _identity(wanted: Hyperparameters, *channels: ImageChannel) -> str:
-    """Same text, same run: hyperparameters, images and masks. Of a pipe nothing is known beforehand."""
-    values = {name: value for name, value in plain_values(wanted).items() if name not in _NOT_OF_THE_IDENTITY}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for channel in channels:
-        for label in channel.labels:
-            digest.update(label if isinstance(label, bytes) else str(label).encode())
-        digest.update(b"" if channel.is_pipe else channel.stored.identity())
-    return digest.hexdigest()
-
-
-def _write_model(job: Job, wanted: Hyperparameters, best: loop.Best, *, plain_stem: bool) -> None:
-    values = plain_values(wanted)
-    description = {
-        "algorithm": job.algorithm,
-        "hyperparameters": values,
-        "plain_stem": plain_stem,
-        "epoch": best.epoch,
-        "metrics": best.metrics,
-    }
-    checkpoints.save(job.model / MODEL_WEIGHTS, best.state)
-    _write(job.model / MODEL_DESCRIPTION, description)
-    # tools written for the original's artifact read this file, whose values are texts
-    _write(job.model / "hyperparams.json", {name: str(value) for name, value in values.items() if value is not None})
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2).encode() + b"\n"
-    checkpoints.write_aside(file, lambda stream: stream.write(text))

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from trainers.job import ClientError
 
 __all__ = ["load", "save", "write_aside"]
@@ -36,6 +34,8 @@ def write_aside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, texts, lists and dictionaries of them."""
+    import torch  # noqa: PLC0415  trainers that need no torch write files aside too
+
     write_aside(path, lambda file: torch.save(state, file))
 
 
@@ -49,6 +49,8 @@ def load(path: Path | IO[bytes], name: str = "") -> dict[str, Any]:
     Raises:
         ClientError: damaged, or not such a file.
     """
+    import torch  # noqa: PLC0415
+
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: zip, unpickling, runtime, end of file

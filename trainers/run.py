@@ -12,7 +12,7 @@ from trainers.progress import log, speaking
 
 __all__ = ["ALGORITHMS", "run_job", "train"]
 
-ALGORITHMS = ("image_classification", "object_detection", "semantic_segmentation")
+ALGORITHMS = ("blazingtext", "image_classification", "object_detection", "semantic_segmentation")
 _NO_SETTINGS: Mapping[str, ChannelSettings] = {}
 
 

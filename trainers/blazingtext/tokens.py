@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-__all__ = ["count_words", "line_features", "look_up", "renumber", "subword_hashes"]
+__all__ = ["count_words", "grown_table", "line_features", "look_up", "renumber", "subword_hashes"]
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
 _OFFSET, _PRIME = np.uint32(2166136261), np.uint32(16777619)
@@ -46,7 +46,7 @@ def _same(text, begin, end, other, at, length):
 
 
 @_compiled
-def _grown_table(hashes, count, size):
+def grown_table(hashes, count, size):
     table = np.full(size, -1, np.int32)
     mask = np.uint32(size - 1)
     for number in range(count):
@@ -115,12 +115,13 @@ def count_words(text, ids, known_text, known_ats, known_lengths, hashes, counts,
 
 
 @_compiled
-def look_up(text, ids, found_hashes, known_text, known_ats, known_lengths, hashes, table, at):
-    """The numbers and hashes of a text's words by a vocabulary that does not grow; -1 for words that it lacks.
+def look_up(text, ids, found_hashes, known_text, known_ats, known_lengths, hashes, table, prefix):
+    """The numbers and hashes of a text's words by a vocabulary that does not grow; -1 for words, -2 for labels it lacks.
 
     Returns: ids written. The line end is word 0.
     """
     size = len(text)
+    at = 0
     written = 0
     mask = np.uint32(len(table) - 1)
     while at < size:
@@ -141,6 +142,8 @@ def look_up(text, ids, found_hashes, known_text, known_ats, known_lengths, hashe
                 ):
                     place = (place + np.uint32(1)) & mask
                     number = table[place]
+            if number < 0 and at - begin > 8 and _same(text, begin, begin + 9, prefix, 0, 9):
+                number = -2
             ids[written] = number
             found_hashes[written] = h
             written += 1
@@ -168,7 +171,8 @@ def line_features(
     """The rows of each line: its words, then its n-grams of words by hash; and its labels.
 
     Args:
-        ids, hashes: of each token; `numbers[id]` is a word's row, `num_words + label` of a label, -1 of what is rare.
+        ids, hashes: of each token; `numbers[id]` is a word's row, `num_words + label` of a label, -1 of what is rare; token -1 is a
+            word that nobody knows, -2 such a label.
         rows: (buckets,) int32, the row of each bucket or 0 where it has none yet; unless `grow`, such n-grams are left out.
         starts, features, label_starts, labels: filled; sized beforehand.
 
@@ -181,12 +185,12 @@ def line_features(
     starts[0] = label_starts[0] = 0
     for i in range(len(ids)):
         token = ids[i]
-        number = numbers[token] if token >= 0 else -1
+        number = numbers[token] if token >= 0 else token
         tokens += 1
         if number >= num_words:
             labels[num_labels] = number - num_words
             num_labels += 1
-        elif number != -3:
+        elif number != -2:
             if number >= 0:
                 features[num_features] = number
                 num_features += 1

@@ -61,9 +61,13 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     )
 
 
-def encode_mask(mask: NDArray[np.uint8]) -> bytes:
-    """A palette PNG of (H, W) uint8 class ids: viewers show colours, array readers still get the ids."""
-    return encode_png(mask, palette=PALETTE)
+def encode_mask(mask: NDArray[np.uint8], *, colours: bool = True) -> bytes:
+    """A PNG of (H, W) uint8 class ids.
+
+    With `colours`, it has a palette: viewers show colours, array readers still get the ids. Without, it is grey, for
+    readers that would turn indices into colours.
+    """
+    return encode_png(mask, palette=PALETTE if colours else None, flat=True)
 
 
 def decode_label_map(data: bytes, what: str = "label map") -> NDArray[np.uint8]:

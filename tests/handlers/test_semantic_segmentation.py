@@ -75,6 +75,14 @@ def test_a_mask_has_the_images_size_and_holds_classes(handler: Handler) -> None:
     assert mask.max() < 4
 
 
+def test_a_mask_can_be_grey(handler: Handler) -> None:
+    outcome = only(handler.predict([ask(scene(), 'image/png; palette="0"')]))
+
+    assert outcome.content_type == "image/png"
+    assert Image.open(io.BytesIO(outcome.body)).mode == "L"
+    assert np.array_equal(mask_of(outcome), mask_of(only(handler.predict([ask(scene())]))))
+
+
 @pytest.mark.parametrize("accept", ["application/x-protobuf", "application/x-recordio-protobuf"])
 def test_probabilities_come_channel_first_in_one_record(handler: Handler, accept: str) -> None:
     """Contract, section 6: reshape, drop the first axis, argmax over the next gives the mask."""
@@ -147,6 +155,16 @@ def test_images_of_unlike_sizes_share_a_batch_and_change_nothing(handler: Handle
         assert (ours == theirs).mean() > 0.999
 
 
+def test_large_images_run_one_by_one(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic_segmentation, "_ALONE_PIXELS", 61 * 83 - 1)
+    inputs = [handler.decode(ask(scene(*size))) for size in [(61, 83), (61, 83), (40, 24), (40, 24)]]
+    first, second, third, fourth = map(handler.likeness, inputs)
+
+    assert first != second
+    assert third == fourth
+    assert all(outcome.ok for outcome in handler.predict([ask(scene())] * 3))
+
+
 @pytest.mark.parametrize(
     ("prediction", "code", "told"),
     [
@@ -154,6 +172,7 @@ def test_images_of_unlike_sizes_share_a_batch_and_change_nothing(handler: Handle
         (Prediction("r", "1", b"{}", "application/json"), "UnsupportedContentType", "image/jpeg"),
         (ask(scene(), "text/csv"), "NotAcceptable", "application/x-recordio-protobuf"),
         (ask(scene(), "application/json;shares=yes"), "NotAcceptable", "shares=yes; expected 0 or 1"),
+        (ask(scene(), "image/png; palette=voc"), "NotAcceptable", "palette=voc; expected 0 or 1"),
     ],
 )
 def test_what_is_wrong_fails_alone(handler: Handler, prediction: Prediction, code: str, told: str) -> None:

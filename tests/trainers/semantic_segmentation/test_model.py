@@ -66,5 +66,33 @@ def test_an_image_in_a_batch_is_seen_as_alone() -> None:
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ALL)
+def test_the_gradient_reaches_every_parameter(algorithm: Algorithm) -> None:
+    torch.manual_seed(0)
+    network = Segmenter(algorithm=algorithm, backbone="resnet-18", num_classes=3, output_stride=8)
+    scores, aside = network.both(torch.randint(0, 256, (2, 3, 40, 56)).float())
+    assert aside is not None
+    (scores.square().sum() + aside.square().sum()).backward()  # type: ignore[no-untyped-call]
+    dead = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
+
+    assert dead == []
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_one_batch_is_learnt_by_heart(algorithm: Algorithm) -> None:
+    torch.manual_seed(0)
+    network = Segmenter(algorithm=algorithm, backbone="resnet-18", num_classes=3, output_stride=8)
+    patches_B366, class_B66 = torch.randint(0, 256, (2, 3, 6, 6)).float(), torch.randint(0, 3, (2, 6, 6))
+    image_B3HW = functional.interpolate(patches_B366, scale_factor=8.0)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(20):
+        loss = functional.cross_entropy(network(image_B3HW), class_B66)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    assert loss < 0.3  # 1.1 before the first step
+
+
 def test_upsampling_keeps_a_constant_map() -> None:
     assert torch.equal(upsampled(torch.full((1, 2, 3, 4), 7.0), 24, 32), torch.full((1, 2, 24, 32), 7.0))

@@ -15,7 +15,7 @@ from numba import njit
 
 from trainers.blazingtext.vectors import accumulate, add_scaled, dot, dots_2x3, exchange, prefetch
 
-__all__ = ["LINE_END", "MAX_LINE", "SIGMOID", "batch_skipgram", "cbow", "predict_best", "skipgram", "supervised"]
+__all__ = ["LINE_END", "MAX_LINE", "SIGMOID", "batch_skipgram", "cbow", "predict_best", "randomise", "skipgram", "supervised"]
 
 LINE_END = -1
 """Stands in a corpus where a line ends, when `</s>` is no word of the vocabulary."""
@@ -42,6 +42,17 @@ def _sigmoid(table, x):
 def _next(state):
     """Knuth's linear congruential generator; the upper bits are the good ones."""
     return state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+
+
+@_compiled
+def randomise(matrix, stride, dim, start, stop, seed):
+    """Rows[start:stop] evenly from -1 / dim to 1 / dim, as fastText begins; the padding stays 0."""
+    state = np.uint64(seed)
+    scale = np.float32(2.0 / dim / (1 << 24))
+    for row in range(start, stop):
+        for d in range(dim):
+            state = _next(state)
+            matrix[row * stride + d] = np.float32(np.int64(state >> np.uint64(40)) - (1 << 23)) * scale
 
 
 @_compiled
@@ -265,9 +276,9 @@ def _average(features, first, last, inputs, stride, hidden):
 
 @_compiled
 def supervised(
-    starts, features, label_starts, labels, start, stop, inputs, outputs, num_labels, stride, alpha, alpha_step, seed
+    starts, features, label_starts, labels, order, start, stop, inputs, outputs, num_labels, stride, alpha, alpha_step, seed
 ):
-    """Softmax over the mean of a line's rows (Joulin et al. 2016), lines[start:stop]; of several labels, one by chance.
+    """Softmax over the mean of a line's rows (Joulin et al. 2016), lines order[start:stop]; of several labels, one by chance.
 
     Returns: the sum of losses, the number of lines that taught something.
     """
@@ -277,15 +288,17 @@ def supervised(
     gradient = np.empty(stride, np.float32)
     loss = 0.0
     taught = 0
-    for i in range(start, stop):
+    for place in range(start, stop):
+        i = order[place]
         first, last = starts[i], starts[i + 1]
         num_targets = label_starts[i + 1] - label_starts[i]
-        if i + 1 < stop:
-            for f in range(last, min(starts[i + 2], last + 64)):
+        if place + 1 < stop:
+            coming = order[place + 1]
+            for f in range(starts[coming], min(starts[coming + 1], starts[coming] + 64)):
                 prefetch(inputs, np.int64(features[f]) * stride, stride)
         if first == last or num_targets == 0:
             continue
-        rate = np.float32(max(alpha - alpha_step * (i - start), 0.0))
+        rate = np.float32(max(alpha - alpha_step * (place - start), 0.0))
         chosen = 0
         if num_targets > 1:
             state = _next(state)

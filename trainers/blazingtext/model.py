@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from formats import fasttext_model
 from trainers.blazingtext.data import WordList
 from trainers.blazingtext.hyperparameters import Hyperparameters
+from trainers.blazingtext.kernels import randomise
+from trainers.blazingtext.threads import on_all_cores
 from trainers.blazingtext.vectors import aligned_rows, stride_of
 from trainers.checkpoints import write_aside
 
@@ -33,11 +35,14 @@ class Embedding:
 
     @classmethod
     def new(cls, dim: int, num_words: int, num_rows: int, num_outputs: int, seed: int) -> Embedding:
-        """Words begin as small random vectors; n-grams and outputs as zeros, so that what never occurred adds nothing."""
+        """Inputs begin as small random vectors, outputs as zeros."""
         inputs, outputs = aligned_rows(num_rows, dim), aligned_rows(num_outputs, dim)
-        random = np.random.default_rng(seed)
-        words = inputs.reshape(-1, stride_of(dim))[:num_words, :dim]
-        words[:] = (random.random(words.shape, np.float32) * 2 - 1) / dim
+        stride = stride_of(dim)
+
+        def work(first: int, last: int) -> None:
+            randomise(inputs, stride, dim, first, last, seed * 0x9E3779B9 + first)
+
+        on_all_cores(work, num_rows, 20_000, lambda _: None)
         return cls(dim, num_words, inputs, outputs)
 
     @property

@@ -254,12 +254,14 @@ class Classifier:
         wanted, lines, each = self._wanted, self.lines, self.embedding
         fall = wanted.learning_rate / (len(lines) * wanted.epochs)
         num_labels = len(self.words.labels)
+        # files are often sorted by label, and a long run of one class makes the other classes forgotten
+        order = np.random.default_rng((wanted.seed, epoch)).permutation(len(lines))
 
         def work(first: int, last: int) -> None:
             done = epoch * len(lines) + first
             kernels.supervised(
-                lines.starts, lines.features, lines.label_starts, lines.labels, first, last, each.inputs, each.outputs,
-                num_labels, each.stride, wanted.learning_rate - fall * done, fall, _mixed(wanted.seed, done),
+                lines.starts, lines.features, lines.label_starts, lines.labels, order, first, last, each.inputs,
+                each.outputs, num_labels, each.stride, wanted.learning_rate - fall * done, fall, _mixed(wanted.seed, done),
             )  # fmt: skip
 
         size = max(100, min(_LINES_PER_SLICE, -(-len(lines) // (2 * num_threads()))))

@@ -23,16 +23,28 @@ def export(checkpoint: Path, output: Path) -> Path:
     """Write the bundle of a trained model and return `output`.
 
     Args:
-        checkpoint: what `trainers.run.train` returned, or the output directory that it was given.
+        checkpoint: what `trainers.run.train` returned, or the output directory that it was given; or a fastText model file.
         output: a directory that does not exist yet, or is empty.
 
     Raises:
         ClientError: not a checkpoint, or there is something at `output` already.
         ParityError: an exported graph answers differently from the trained model; nothing is left behind.
     """
+    if checkpoint.is_file():
+        from exporters import blazingtext  # noqa: PLC0415  a fastText model of anybody's is a checkpoint too
+
+        if checkpoint.suffix not in blazingtext.FOREIGN_SUFFIXES:
+            raise ClientError(f"{checkpoint}: expected a checkpoint directory, or a fastText model (.bin, .ftz)")
+        description = blazingtext.describe_file(checkpoint)
+        checkpoint = checkpoint.parent
+        return _write(checkpoint, description, output)
     if not (checkpoint / "model.json").is_file() and (checkpoint / "model" / "model.json").is_file():
         checkpoint /= "model"
-    description = _describe(checkpoint)
+    return _write(checkpoint, _describe(checkpoint), output)
+
+
+def _write(checkpoint: Path, description: dict[str, Any], output: Path) -> Path:
+    """The bundle, written aside and put in place."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ClientError(f"{output} exists already; choose another output, or remove it.")
     output.parent.mkdir(parents=True, exist_ok=True)

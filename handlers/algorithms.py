@@ -11,6 +11,7 @@ from model_store.store import Bundle
 __all__ = ["load_handler"]
 
 _HANDLERS = {
+    "blazingtext": "handlers.blazingtext:BlazingText",
     "image_classification": "handlers.image_classification:ImageClassification",
     "object_detection": "handlers.object_detection:ObjectDetection",
     "semantic_segmentation": "handlers.semantic_segmentation:SemanticSegmentation",

@@ -88,7 +88,7 @@ class Hyperparameters:
     unknown_labels: Literal["error", "ignore"] = "error"
     """Not in the original: `ignore` leaves pixels of masks out whose value is no class."""
     validation_frequency: PositiveInteger = 1
-    """Not in the original: score after every so many epochs, and after the last; between them it is as it was."""
+    """Not in the original: score after the first epoch, every so many, and the last; between them it is as it was."""
     input_workers: WholeNumber | None = None
     """Not in the original: processes that decode and augment; 0 for threads. Unset: chosen by device and data."""
     seed: WholeNumber = 0

@@ -144,7 +144,8 @@ class Learner:
 
     def validate(self) -> dict[str, float]:
         done = self._epoch + 1
-        if done % self._wanted.validation_frequency == 0 or done == self._wanted.epochs:
+        # the first epoch too: no score is told that was not measured
+        if done in (1, self._wanted.epochs) or done % self._wanted.validation_frequency == 0:
             measured = self._measure()
             self._last = {"mIOU": measured.mean_iou, "pixel_accuracy": measured.pixel_accuracy}
         return self._last

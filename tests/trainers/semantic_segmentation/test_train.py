@@ -18,9 +18,10 @@ from tests.trainers.test_distributed import torchrun
 from trainers.checkpoints import load, save
 from trainers.hyperparameter_schema import parse
 from trainers.job import ChannelSettings, ClientError, Job
+from trainers.semantic_segmentation.evaluation import Evaluation
 from trainers.semantic_segmentation.hyperparameters import Hyperparameters
 from trainers.semantic_segmentation.start import make_network
-from trainers.semantic_segmentation.train import learning_rate, train
+from trainers.semantic_segmentation.train import Learner, learning_rate, train
 from trainers.vision.resnet import ResNetV1b
 
 MakeJob = Callable[..., Job]
@@ -47,6 +48,24 @@ def test_a_run_learns_and_says_so_in_the_contracts_words(job: MakeJob, caplog: p
     report = json.loads((asked.output / "evaluation.json").read_text())
     assert report["mIOU"] == max(column(asked, "validation:mIOU"))
     assert {path.name for path in model.iterdir()} == {"model.pt", "model.json", "hyperparams.json"}
+
+
+def test_scores_between_validations_are_the_last_measured(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    measure = Learner._measure
+
+    def noted(learner: Learner) -> Evaluation:
+        measured.append(learner._epoch)
+        return measure(learner)
+
+    monkeypatch.setattr(Learner, "_measure", noted)
+    asked = job(epochs=5, validation_frequency=3)
+    train(asked)
+    accuracy = column(asked, "validation:pixel_accuracy")
+
+    assert measured[:-1] == [0, 2, 4]  # the last is the report's
+    assert accuracy[0] == accuracy[1] > 0
+    assert accuracy[2] == accuracy[3]
 
 
 @pytest.mark.parametrize("algorithm", ["psp", "deeplab"])

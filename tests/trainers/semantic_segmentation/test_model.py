@@ -72,7 +72,7 @@ def test_the_gradient_reaches_every_parameter(algorithm: Algorithm) -> None:
     network = Segmenter(algorithm=algorithm, backbone="resnet-18", num_classes=3, output_stride=8)
     scores, aside = network.both(torch.randint(0, 256, (2, 3, 40, 56)).float())
     assert aside is not None
-    (scores.square().sum() + aside.square().sum()).backward()  # type: ignore[no-untyped-call]
+    (scores.square().sum() + aside.square().sum()).backward()
     dead = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
 
     assert dead == []

@@ -216,7 +216,10 @@ def predict(
     try:
         request = urllib.request.Request(address, body, {"Content-Type": guessed, "Accept": accept})  # noqa: S310
         with urllib.request.urlopen(request, timeout=70) as answer:  # noqa: S310
-            sys.stdout.buffer.write(answer.read() + b"\n")
+            kind = answer.headers.get_content_type()
+            # a mask or a tensor goes into a file as it is
+            end = b"\n" if kind.startswith("text/") or "json" in kind else b""
+            sys.stdout.buffer.write(answer.read() + end)
     except urllib.error.HTTPError as error:
         _fail(f"{error.code} {error.reason}: {error.read().decode(errors='replace')}")
     except urllib.error.URLError as error:

@@ -281,6 +281,27 @@ def test_predict_against_something_else_says_so(body: Path) -> None:
     assert told.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(("kind", "end"), [("image/png", b""), ("application/json", b"\n")])
+def test_an_answer_that_is_no_text_is_printed_byte_by_byte(body: Path, kind: str, end: bytes) -> None:
+    """So that `penstock predict ... > mask.png` makes a file as the gateway sent it."""
+    answer = bytes(range(256))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with subprocess.Popen(
+            [sys.executable, "-m", "penstock", "predict", "m", str(body), "--url", url, "--accept", kind],
+            stdout=subprocess.PIPE,
+            cwd=_ROOT,
+        ) as client:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: 256\r\n\r\n"
+                connection.sendall(head.encode() + answer)
+                printed, _ = client.communicate(timeout=30)
+
+    assert printed == answer + end
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "backbone": "resnet-18",
         "output_stride": 16,
         "crop_size": 240,
-        "epochs": 60,
+        "epochs": 150,
         "mini_batch_size": 8,
         "learning_rate": 0.02,
         "lr_scheduler": "one_cycle",

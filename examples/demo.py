@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,10 @@ import numpy as np
 from google.protobuf.message import Message
 
 from examples.digits import CLASS_NAMES, write_digits
+from examples.scattered_digits import NUM_SCENES, write_scenes
+from formats.detection import corners, decode_annotation
 from formats.images import decode, resize
+from formats.masks import decode_mask
 from formats.protos import open_inference_pb2, torchserve_pb2
 from gateway.settings import Settings, read_settings
 
@@ -37,6 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".run"
 NAME = "digits"
 HYPERPARAMETERS = Path(__file__).with_name("digits.json")
+_OF_SCENES = {"boxes": "object_detection", "ink": "semantic_segmentation"}
+"""The other models by name; each one's hyperparameters lie in a file of that name."""
 _START_TIMEOUT_S = 60.0
 
 
@@ -45,10 +50,16 @@ def main(arguments: list[str]) -> int:
     store = Path(os.environ.setdefault("PENSTOCK_STORE", str(WORK / "store")))
     if not (store / NAME).is_dir():
         _make_model(store)
+    for name, algorithm in _OF_SCENES.items():
+        if not (store / name).is_dir():
+            _make_model_of_scenes(store, name, algorithm)
+    os.environ.setdefault("PENSTOCK_DEFAULT_ENDPOINT", NAME)  # what /invocations asks where several models are served
     settings = read_settings()
     with _foreground(), _serving(settings) as server:
         _wait_until_ready(settings, server)
         _show_predictions(settings)
+        _show_boxes(settings)
+        _show_mask(settings)
         if "--once" not in arguments:
             print("\nServing until Ctrl-C.", flush=True)
             while server.poll() is None:
@@ -70,6 +81,22 @@ def _make_model(store: Path) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     _penstock("export", str(trained / "model"), "--output", str(bundle))
     _penstock("publish", str(bundle), "--name", NAME, "--store", str(store))
+
+
+def _make_model_of_scenes(store: Path, name: str, algorithm: str) -> None:
+    data, trained, bundle = WORK / "scenes", WORK / f"trained-{name}", WORK / f"bundle-{name}"
+    if not (data / "validation_masks").is_dir():
+        print(f"wrote scenes of scattered digits to {data.relative_to(ROOT)}: {write_scenes(data)}")
+    truths = "boxes" if algorithm == "object_detection" else "masks"
+    _penstock(
+        *("train", algorithm),
+        *(part for each in NUM_SCENES for part in ("--channel", f"{each}={data / each}")),
+        *(part for each in NUM_SCENES for part in ("--channel", f"{each}_annotation={data / f'{each}_{truths}'}")),
+        *("--hyperparameters", str(Path(__file__).with_name(f"{name}.json")), "--output", str(trained)),
+    )
+    shutil.rmtree(bundle, ignore_errors=True)
+    _penstock("export", str(trained), "--output", str(bundle))
+    _penstock("publish", str(bundle), "--name", name, "--store", str(store))
 
 
 def _penstock(*arguments: str) -> None:
@@ -143,6 +170,51 @@ def _show_predictions(settings: Settings) -> None:
     ]
     if wrong:
         sys.exit(f"not a seven, says: {', '.join(wrong)}")
+
+
+def _show_boxes(settings: Settings) -> None:
+    """The boxes of a held-out scene; ends with an error unless most digits are found."""
+    image = WORK / "scenes" / "validation" / "0.png"
+    annotation = decode_annotation((WORK / "scenes" / "validation_boxes" / "0.json").read_bytes())
+    truths = corners(annotation)[:, 1:]
+    body, kind = image.read_bytes(), "application/json;threshold=0.4"
+    found = json.loads(_ask(settings, "boxes", body, kind))["prediction"]
+    print(f"\nDigits of a held-out scene ({image.relative_to(ROOT)}), found by object detection:\n")
+    for row in found:
+        print(f"  score {row[1]:.3f}, corners {', '.join(f'{each:.3f}' for each in row[2:])}")
+    missed = [truth for truth in truths if not any(_overlap(truth, row[2:]) > 0.5 for row in found)]
+    print(f"  -> {len(truths) - len(missed)} of {len(truths)} digits")
+    if len(missed) > len(truths) / 2:
+        sys.exit(f"not found: digits at {[each.round(3).tolist() for each in missed]}")
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    common = max(width, 0.0) * max(height, 0.0)
+    areas = ((each[2] - each[0]) * (each[3] - each[1]) for each in (one, other))
+    return common / (sum(areas) - common)
+
+
+def _show_mask(settings: Settings) -> None:
+    """The mask of the same scene; ends with an error unless most of the ink is found."""
+    truth = decode_mask((WORK / "scenes" / "validation_masks" / "0.png").read_bytes())
+    body = (WORK / "scenes" / "validation" / "0.png").read_bytes()
+    mask = decode_mask(_ask(settings, "ink", body, "image/png"))
+    both, either = int(((mask == 1) & (truth == 1)).sum()), int(((mask == 1) | (truth == 1)).sum())
+    print("\nThe ink of the same scene, found by semantic segmentation:\n")
+    for row in mask[::20, ::10]:
+        print("  " + "".join("#" if each else "." for each in row))
+    print(f"  -> {both} of {int((truth == 1).sum())} pixels of ink, intersection over union {both / either:.2f}")
+    if both < either / 2:
+        sys.exit("the mask misses most of the ink")
+
+
+def _ask(settings: Settings, name: str, body: bytes, accept: str) -> bytes:
+    url = f"{_http(settings)}/endpoints/{name}/invocations"
+    request = urllib.request.Request(url, body, {"Content-Type": "image/png", "Accept": accept})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: bytes = answer.read()
+        return found
 
 
 Answer = tuple[str, list[float]]

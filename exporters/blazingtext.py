@@ -225,6 +225,8 @@ def _write_assets(
         "minn": arguments.minn,
         "maxn": arguments.maxn,
         "probability_floor": floor,
+        # below it fastText turns back on its way down the tree
+        "least_probability": 0.0 if floor else _FLOOR,
     }
 
 

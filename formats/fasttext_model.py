@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 
 from formats.errors import InvalidBody
 
-__all__ = ["CBOW", "HIERARCHICAL", "NEGATIVE", "ONE_VS_ALL", "SKIPGRAM", "SOFTMAX", "SUPERVISED", "Arguments", "Model", "read", "write"]
+__all__ = [
+    "CBOW",
+    "HIERARCHICAL",
+    "NEGATIVE",
+    "ONE_VS_ALL",
+    "SKIPGRAM",
+    "SOFTMAX",
+    "SUPERVISED",
+    "Arguments",
+    "Model",
+    "read",
+    "write",
+]
 
 MAGIC, VERSION = 793712314, 12
 HIERARCHICAL, NEGATIVE, SOFTMAX, ONE_VS_ALL = 1, 2, 3, 4

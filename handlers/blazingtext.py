@@ -49,6 +49,7 @@ class BlazingText(Handler):
             raise CorruptBundle(f"{bundle.manifest.name}: settings lack {', '.join(missing)}")
         self._supervised = bool(settings["supervised"])
         self._floor = float(settings["probability_floor"])
+        self._least = float(settings["least_probability"])
         words = (bundle.path / "words.txt").read_bytes().split(b"\n")
         keys = np.frombuffer((bundle.path / "buckets.bin").read_bytes(), "<i4").astype(np.int64)
         self._units = Units(
@@ -71,7 +72,9 @@ class BlazingText(Handler):
         for number, text in enumerate(_read(prediction).texts):
             rows.append(units_of(text))
             if len(rows[-1]) > _LARGEST_TEXT_UNITS:
-                raise InvalidBody(f"instance {number}: {len(rows[-1])} words and n-grams; at most {_LARGEST_TEXT_UNITS}")
+                raise InvalidBody(
+                    f"instance {number}: {len(rows[-1])} words and n-grams; at most {_LARGEST_TEXT_UNITS}"
+                )
         return {"units": _padded(rows)}
 
     def collate(self, inputs: list[Arrays]) -> Arrays:  # type: ignore[override]
@@ -101,6 +104,9 @@ class BlazingText(Handler):
         best_NK = _best(probability_NL, most)
         prob_NK = (np.take_along_axis(probability_NL, best_NK, axis=1) + np.float32(self._floor)).tolist()
         labels = self._labels
+        if self._least:
+            reached = [sum(each >= self._least for each in prob) for prob in prob_NK]
+            request = request._replace(counts=[min(pair) for pair in zip(request.counts, reached, strict=True)])
         return [
             {"label": [labels[i] for i in best[:k]], "prob": prob[:k]} if known else {"label": [], "prob": []}
             for best, prob, k, known in zip(
@@ -120,7 +126,7 @@ class BlazingText(Handler):
         return kind == _LINES or (kind.startswith("text/") and self.accept_of(prediction) == _LINES)
 
 
-_SETTINGS = ("supervised", "bucket", "absent", "word_ngrams", "minn", "maxn", "probability_floor")
+_SETTINGS = ("supervised", "bucket", "absent", "word_ngrams", "minn", "maxn", "probability_floor", "least_probability")
 
 
 class _InParts:

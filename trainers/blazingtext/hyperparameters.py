@@ -66,4 +66,6 @@ class Hyperparameters:
                 f"hyperparameter max_char: {self.max_char} must be at least min_char ({self.min_char}) with subwords"
             )
         if self.early_stopping and self.mode != "supervised":
-            raise ValueError(f"hyperparameter early_stopping: True is only possible in mode supervised, not {self.mode}")
+            raise ValueError(
+                f"hyperparameter early_stopping: True is only possible in mode supervised, not {self.mode}"
+            )

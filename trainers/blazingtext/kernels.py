@@ -15,7 +15,17 @@ from numba import njit
 
 from trainers.blazingtext.vectors import accumulate, add_scaled, dot, dots_2x3, exchange, prefetch
 
-__all__ = ["LINE_END", "MAX_LINE", "SIGMOID", "batch_skipgram", "cbow", "predict_best", "randomise", "skipgram", "supervised"]
+__all__ = [
+    "LINE_END",
+    "MAX_LINE",
+    "SIGMOID",
+    "batch_skipgram",
+    "cbow",
+    "predict_best",
+    "randomise",
+    "skipgram",
+    "supervised",
+]
 
 LINE_END = -1
 """Stands in a corpus where a line ends, when `</s>` is no word of the vocabulary."""
@@ -126,12 +136,16 @@ def skipgram(
                     hidden[:] = 0
                     for u in range(first, last):
                         add_scaled(share, inputs, np.int64(units[u]) * stride, hidden, 0, stride)
-                    state = _learn(hidden, 0, gradient, line[j], outputs, stride, negatives, num_negatives, table, rate, state)
+                    state = _learn(
+                        hidden, 0, gradient, line[j], outputs, stride, negatives, num_negatives, table, rate, state
+                    )
                     for u in range(first, last):
                         add_scaled(np.float32(1.0), gradient, 0, inputs, np.int64(units[u]) * stride, stride)
                 else:
                     here = word * stride
-                    state = _learn(inputs, here, gradient, line[j], outputs, stride, negatives, num_negatives, table, rate, state)
+                    state = _learn(
+                        inputs, here, gradient, line[j], outputs, stride, negatives, num_negatives, table, rate, state
+                    )
                     add_scaled(np.float32(1.0), gradient, 0, inputs, here, stride)
 
 
@@ -276,7 +290,20 @@ def _average(features, first, last, inputs, stride, hidden):
 
 @_compiled
 def supervised(
-    starts, features, label_starts, labels, order, start, stop, inputs, outputs, num_labels, stride, alpha, alpha_step, seed
+    starts,
+    features,
+    label_starts,
+    labels,
+    order,
+    start,
+    stop,
+    inputs,
+    outputs,
+    num_labels,
+    stride,
+    alpha,
+    alpha_step,
+    seed,
 ):
     """Softmax over the mean of a line's rows (Joulin et al. 2016), lines order[start:stop]; of several labels, one by chance.
 

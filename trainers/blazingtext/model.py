@@ -20,6 +20,7 @@ from trainers.checkpoints import write_aside
 __all__ = ["Embedding", "word_vectors", "write_binary", "write_text"]
 
 Matrix = NDArray[np.float32]
+_MASK = (1 << 63) - 1
 _LOSSES = {"supervised": fasttext_model.SOFTMAX}
 _MODELS = {"supervised": fasttext_model.SUPERVISED, "cbow": fasttext_model.CBOW}
 
@@ -40,7 +41,7 @@ class Embedding:
         stride = stride_of(dim)
 
         def work(first: int, last: int) -> None:
-            randomise(inputs, stride, dim, first, last, seed * 0x9E3779B9 + first)
+            randomise(inputs, stride, dim, first, last, (seed * 0x9E3779B9 + first) & _MASK)
 
         on_all_cores(work, num_rows, 20_000, lambda _: None)
         return cls(dim, num_words, inputs, outputs)

@@ -14,14 +14,15 @@ _SECONDS_PER_LINE = 1.0
 
 
 class Meter:
-    """Counts a run's progress in `total` steps of `words` words each."""
+    """Counts a run's progress in `total` steps of `words` words each; `began` is when reading did."""
 
-    def __init__(self, bar: Progress | None, *, total: int, rate: float, words: float = 1.0) -> None:
+    def __init__(self, bar: Progress | None, *, total: int, rate: float, began: float, words: float = 1.0) -> None:
         self._bar, self._total, self._rate, self._words = bar, max(total, 1), rate, words
+        self._reading_began = began
         self._line = bar.add_task("training", total=total) if bar else None
         self._began = self._told = time.perf_counter()
         self._first = self._done = 0
-        self._seconds = 0.0
+        self._seconds = self._all_seconds = 0.0
 
     def start(self, done: int) -> None:
         """Training begins now, with so many steps done by an earlier run."""
@@ -42,11 +43,16 @@ class Meter:
         log.info("-------------- End of epoch: %d", epoch + 1)
 
     def finish(self, text: str) -> None:
-        self._seconds = time.perf_counter() - self._began
+        now = time.perf_counter()
+        self._seconds, self._all_seconds = now - self._began, now - self._reading_began
         self._show(self._done, time.perf_counter())
         log.info("%s", text)
         log.info("Average throughput in Million words/sec: %.2f", self.words_per_second / 1e6)
         log.info("Total training time in seconds: %.2f", self._seconds)
+
+    def figures(self) -> dict[str, float]:
+        """Of the finished run."""
+        return {"words_per_second": self.words_per_second, "reading_and_training_s": self._all_seconds}
 
     @property
     def words_per_second(self) -> float:

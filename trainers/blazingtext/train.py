@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from trainers.blazingtext import kernels
+from trainers.blazingtext import kernels, tokens
 from trainers.blazingtext.data import (
     Ids,
     Lines,
@@ -121,14 +121,15 @@ class WordVectors:
 
 
 def _train_vectors(job: Job, wanted: Hyperparameters, bar: Progress | None, world: Any) -> None:
+    began = time.perf_counter()
     vocabulary, ids = read_corpus(job, "train")
     words = WordList.of(vocabulary, wanted.min_count, with_labels=False)
-    ids = ids[: kernels_renumber(ids, words.numbers)]
+    ids = ids[: tokens.renumber(ids, words.numbers)]
     del vocabulary
     log.info("Number of words:  %d", len(words.words))
     learner = WordVectors(wanted, ids, words)
     resume = Resume(job.checkpoints, identity_of(wanted, ids), learner.embedding)
-    meter = Meter(bar, total=len(ids) * wanted.epochs, rate=wanted.learning_rate)
+    meter = Meter(bar, total=len(ids) * wanted.epochs, rate=wanted.learning_rate, began=began)
     first_epoch = resume.begin()
     meter.start(first_epoch * len(ids))
     rank, size = (world.rank, world.size) if world else (0, 1)
@@ -147,18 +148,11 @@ def _train_vectors(job: Job, wanted: Hyperparameters, bar: Progress | None, worl
         _write_vectors(job, wanted, learner, meter)
 
 
-def kernels_renumber(ids: Ids, numbers: Ids) -> int:
-    """See `tokens.renumber`."""
-    from trainers.blazingtext import tokens  # noqa: PLC0415
-
-    return int(tokens.renumber(ids, numbers))
-
-
 def _write_vectors(job: Job, wanted: Hyperparameters, learner: WordVectors, meter: Meter) -> None:
     vectors = learner.vectors()
     write_text(job.model / "vectors.txt", learner.words.words, vectors)
     write_binary(job.model / "vectors.bin", wanted, learner.embedding, learner.words, learner.kept_buckets)
-    metrics = {"words_per_second": meter.words_per_second}
+    metrics = meter.figures()
     if wanted.evaluation:
         metrics |= _evaluate_vectors(job, learner, vectors)
     _describe(job, wanted, metrics, "vectors.bin")
@@ -294,6 +288,7 @@ class Classifier:
 
 
 def _train_classifier(job: Job, wanted: Hyperparameters, bar: Progress | None) -> None:
+    began = time.perf_counter()
     vocabulary, ids = read_corpus(job, "train")
     learner = Classifier(wanted, vocabulary, ids)
     validation = learner.number(job, "validation", vocabulary) if "validation" in job.channels else None
@@ -302,7 +297,9 @@ def _train_classifier(job: Job, wanted: Hyperparameters, bar: Progress | None) -
     log.info("Number of words:  %d", len(learner.words.words))
     resume = Resume(job.checkpoints, identity_of(wanted, ids), learner.embedding)
     words_per_line = len(ids) / max(len(learner.lines), 1)
-    meter = Meter(bar, total=len(learner.lines) * wanted.epochs, rate=wanted.learning_rate, words=words_per_line)
+    meter = Meter(
+        bar, total=len(learner.lines) * wanted.epochs, rate=wanted.learning_rate, began=began, words=words_per_line
+    )
     first_epoch = resume.begin()
     meter.start(first_epoch * len(learner.lines))
     stopping = EarlyStopping(min_epochs=wanted.min_epochs, patience=wanted.patience, tolerance=_STRICTLY_BETTER)
@@ -339,7 +336,7 @@ def _better(learner: Classifier, validation: Lines, epoch: int, best: _Best | No
 def _write_classifier(
     job: Job, wanted: Hyperparameters, learner: Classifier, validation: Lines | None, meter: Meter
 ) -> None:
-    metrics = {"words_per_second": meter.words_per_second}
+    metrics = meter.figures()
     for name, lines in (("train", learner.lines), ("validation", validation)):
         if lines is not None:
             metrics[f"{name}:accuracy"], num_examples = learner.accuracy(lines)

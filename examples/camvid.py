@@ -10,7 +10,7 @@ run. Whole validation images are scored, at their own size.
 
 | recipe | network | what for |
 |---|---|---|
-| `cpu` | ResNet-18, one cycle, bfloat16 | the best that 60 minutes of two cores give |
+| `cpu` | ResNet-18, stride 16, one cycle, bfloat16 | two idle cores for up to an hour |
 | `gpu` | ResNet-50, poly, bfloat16 | a GPU |
 """
 

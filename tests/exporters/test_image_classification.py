@@ -149,7 +149,7 @@ def test_an_unknown_algorithm_is_refused(checkpoint: MakeCheckpoint, tmp_path: P
     source = checkpoint()
     (source / "model.json").write_text('{"algorithm": "os"}')
 
-    with pytest.raises(ClientError, match="no algorithm that can be exported; known: image_classification"):
+    with pytest.raises(ClientError, match=r"no algorithm that can be exported; known: .*image_classification"):
         export(source, tmp_path / "bundle")
 
 

@@ -148,7 +148,7 @@ def test_an_unknown_algorithm_is_refused_with_the_known_ones(worker: Worker, bun
     code, text = failure(worker.ask(Kind.LOAD, 1, order(changed(bundle, algorithm="alchemy"))))
 
     assert code == "BackendFailed"
-    assert "no handler for algorithm 'alchemy'; known: image_classification" in text
+    assert "no handler for algorithm 'alchemy'; known: " in text
 
 
 def test_a_model_that_strays_from_its_golden_answer_is_not_ready(worker: Worker, bundle: Path) -> None:

@@ -128,12 +128,10 @@ def train_fasttext(piece: dict[str, Any], text: Path, output: Path) -> float:
         "epoch": piece["epochs"],
         "lr": piece["rate"],
         "thread": 2,
-        "verbose": 0,
-        "seed": piece["seed"],
-    }
+        "verbose": 0}
     began = time.perf_counter()
     if piece["mode"] == "supervised":
-        model = fasttext.train_supervised(str(text / "train"), wordNgrams=2, minCount=1, **shared)
+        model = fasttext.train_supervised(str(text / "train"), wordNgrams=2, minCount=1, seed=piece["seed"], **shared)
     else:
         model = fasttext.train_unsupervised(str(text / "train"), model=piece["mode"], minCount=5, maxn=0, **shared)
     trained = time.perf_counter()

@@ -190,8 +190,10 @@ def _compact(model: fasttext_model.Model) -> tuple[NDArray[np.float32], NDArray[
     table = np.zeros((num_rows + 2, model.arguments.dim), np.float32)
     table[1 : num_words + 1] = model.input[:num_words]
     table[num_words + 1 : -1] = model.input[num_words + rows]
-    if not np.isfinite(table).all() or not np.isfinite(model.output).all():
-        raise ClientError("the model holds NaN or infinity; it cannot answer")
+    # fastText 0.9.3 leaves up to 9 numbers at the end of its input as memory happened to be; such a row says nothing
+    table[~np.isfinite(table).all(axis=1)] = 0
+    if not np.isfinite(model.output).all():
+        raise ClientError("the model's output holds NaN or infinity; it cannot answer")
     return table, keys, -1 if model.pruned is not None else num_rows
 
 

@@ -239,7 +239,8 @@ class _Reader:
             norms, *_ = self._quantiser(f"norms of {what}")
             if len(norms) != _NUM_CENTROIDS:
                 raise self._fault(f"norms of {what} have {len(norms)} values, expected {_NUM_CENTROIDS}")
-            matrix *= norms[norm_codes][:, None]
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused where it is used
+                matrix *= norms[norm_codes][:, None]
         return matrix
 
     def _quantiser(self, what: str) -> tuple[Matrix, int, int, int]:

@@ -7,6 +7,8 @@ system with one seed; its result is a line of WORK/results.jsonl, and pieces tha
 comparisons can be made in short sessions. `--table` prints what there is.
 """
 
+# ruff: noqa: E501, SIM115  a script of one session
+
 from __future__ import annotations
 
 import argparse
@@ -123,12 +125,7 @@ def train_fasttext(piece: dict[str, Any], text: Path, output: Path) -> float:
     import fasttext  # noqa: PLC0415
 
     output.mkdir(parents=True, exist_ok=True)
-    shared = {
-        "dim": 100,
-        "epoch": piece["epochs"],
-        "lr": piece["rate"],
-        "thread": 2,
-        "verbose": 0}
+    shared = {"dim": 100, "epoch": piece["epochs"], "lr": piece["rate"], "thread": 2, "verbose": 0}
     began = time.perf_counter()
     if piece["mode"] == "supervised":
         model = fasttext.train_supervised(str(text / "train"), wordNgrams=2, minCount=1, seed=piece["seed"], **shared)
@@ -184,7 +181,7 @@ def read_vectors(piece: dict[str, Any], output: Path) -> tuple[list[str], Any]:
 
 def score_vectors(words: list[str], vectors: Any, root: Path) -> dict[str, float]:
     import numpy as np  # noqa: PLC0415
-    from scipy.stats import spearmanr  # noqa: PLC0415
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # noqa: PLC0415
 
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     rows = {word: number for number, word in enumerate(words)}

@@ -40,15 +40,15 @@ class TextGraph(nn.Module):
 
     def __init__(self, table_RD: Tensor, output_LD: Tensor | None, loss: int, label_counts: NDArray[np.int64]) -> None:
         super().__init__()
-        self.register_buffer("table", table_RD)
-        self.register_buffer("output", torch.empty(0) if output_LD is None else output_LD)
+        self.table = nn.Buffer(table_RD)
+        self.output = nn.Buffer(torch.empty(0) if output_LD is None else output_LD)
         self.supervised = output_LD is not None
         self.loss = loss
         path_LP, sign_LP = (
             huffman_paths(label_counts) if loss == fasttext_model.HIERARCHICAL and self.supervised else _NO_PATHS
         )
-        self.register_buffer("path", torch.from_numpy(path_LP))
-        self.register_buffer("sign", torch.from_numpy(sign_LP))
+        self.path = nn.Buffer(torch.from_numpy(path_LP))
+        self.sign = nn.Buffer(torch.from_numpy(sign_LP))
 
     def forward(self, units_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Args: units_BT: int64, -1 for padding. Returns: (B, L) or (B, D) float32; (B,) int64, units of each text."""

@@ -23,7 +23,8 @@ def export(checkpoint: Path, output: Path) -> Path:
     """Write the bundle of a trained model and return `output`.
 
     Args:
-        checkpoint: what `trainers.run.train` returned, or the output directory that it was given; or a fastText model file.
+        checkpoint: what `trainers.run.train` returned, or the output directory that it was given;
+            or a fastText model file.
         output: a directory that does not exist yet, or is empty.
 
     Raises:

@@ -118,8 +118,10 @@ def write(file: BinaryIO, model: Model) -> None:
     file.write(_ARGUMENTS.pack(*(getattr(arguments, field.name) for field in fields(arguments))))
     num_entries = num_words + len(model.labels)
     file.write(_DICTIONARY.pack(num_entries, num_words, len(model.labels), model.num_tokens, -1))
-    for kind, names, counts in ((0, model.words, model.word_counts), (1, model.labels, model.label_counts)):
-        file.write(b"".join(n + b"\0" + _ENTRY.pack(c, kind) for n, c in zip(names, counts.tolist(), strict=True)))
+    words, labels = (zip(model.words, model.word_counts.tolist(), strict=True),
+                     zip(model.labels, model.label_counts.tolist(), strict=True))  # fmt: skip
+    file.writelines(name + b"\0" + _ENTRY.pack(count, 0) for name, count in words)
+    file.writelines(name + b"\0" + _ENTRY.pack(count, 1) for name, count in labels)
     file.write(b"\0" + _SHAPE.pack(num_words + arguments.bucket, arguments.dim))
     begin = file.tell()
     row = 4 * arguments.dim

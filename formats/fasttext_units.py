@@ -33,12 +33,12 @@ def subwords_of(word: bytes, shortest: int, longest: int) -> list[bytes]:
     text = b"<" + word + b">"
     heads = [at for at, byte in enumerate(text) if byte & 0xC0 != 0x80] + [len(text)]
     num_characters = len(heads) - 1
-    grams = []
-    for first in range(num_characters):
-        for length in range(max(shortest, 1), min(longest, num_characters - first) + 1):
-            if length > 1 or 0 < first < num_characters - 1:
-                grams.append(text[heads[first] : heads[first + length]])
-    return grams
+    return [
+        text[heads[first] : heads[first + length]]
+        for first in range(num_characters)
+        for length in range(max(shortest, 1), min(longest, num_characters - first) + 1)
+        if length > 1 or 0 < first < num_characters - 1
+    ]
 
 
 @dataclass(frozen=True, slots=True)

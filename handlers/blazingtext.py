@@ -162,7 +162,8 @@ def _padded(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 def _best(probability_NL: NDArray[Any], most: int) -> NDArray[np.int64]:
     """(N, most) classes, the most probable first; equal ones in the order of the labels."""
     if most == 1:
-        return probability_NL.argmax(axis=1)[:, None]
+        first: NDArray[np.int64] = probability_NL.argmax(axis=1)[:, None]
+        return first
     order: NDArray[np.int64] = np.argsort(-probability_NL, axis=1, kind="stable")[:, :most]
     return order
 

@@ -103,9 +103,7 @@ def test_each_json_line_has_its_own_k(classifier: Handler) -> None:
 def test_plain_text_is_one_instance_a_line(classifier: Handler, kind: str) -> None:
     outcome = only(classifier, ask(b'stocks fell, oil rose\n"the team won"\n', kind))
 
-    assert orjson.loads(outcome.body) == answer(
-        classifier, {"instances": ["stocks fell, oil rose", "the team won"]}
-    )
+    assert orjson.loads(outcome.body) == answer(classifier, {"instances": ["stocks fell, oil rose", "the team won"]})
 
 
 def test_words_come_back_in_json_lines_too(vectors: Handler) -> None:

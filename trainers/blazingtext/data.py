@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from formats import labelled_text, manifests
+from formats import jsonlines, labelled_text, manifests
 from formats.errors import InvalidBody
 from formats.fasttext_units import LABEL_PREFIX
 from formats.lines import gunzipped
@@ -244,7 +244,7 @@ def _piped_lines(pipe: Path) -> Iterator[bytes]:
 
 def _label(data: bytes) -> object:
     try:
-        return manifests.jsonlines.parse_json(data, "label")
+        return jsonlines.parse_json(data, "label")
     except InvalidBody:
         return data.decode("utf-8", "surrogateescape")  # a bare word
 

@@ -6,7 +6,7 @@ They release the interpreter's lock, and several threads run them on the same ma
 Matrices are flat, row r begins at `r * stride`; see `vectors.stride_of`. A slice of the corpus is one call.
 """
 
-# ruff: noqa: C901, PLR0912, PLR0914, PLR0915, PLR1702  one loop nest each: a call inside it would cost what it saves
+# ruff: noqa: C901, PLR0912  one loop nest each: a call inside it would cost what it saves
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _fill(tokens, at, stop, end_word, keep, state, line):
             if np.float32(state >> np.uint64(40)) < keep[word]:
                 line[size] = word
                 size += 1
-        if word == LINE_END or word == end_word or size == MAX_LINE:  # noqa: PLR1714
+        if word == LINE_END or word == end_word or size == MAX_LINE:  # noqa: PLR1714, SIM109
             break
     return at, size, state
 
@@ -201,6 +201,26 @@ def cbow(
 
 
 @_compiled
+def _draw(word, target_ats, stride, negatives, count, state):
+    """A word and `count` negative samples, less those that are the word; the room behind them repeats the last one.
+
+    Returns: how many, random state.
+    """
+    mask = np.uint64(len(negatives) - 1)
+    target_ats[0] = np.int64(word) * stride
+    kept = 1
+    for _ in range(count):
+        state = _next(state)
+        other = negatives[(state >> np.uint64(33)) & mask]
+        if other != word:
+            target_ats[kept] = np.int64(other) * stride
+            kept += 1
+    for k in range(kept, len(target_ats)):
+        target_ats[k] = target_ats[kept - 1]
+    return kept, state
+
+
+@_compiled
 def batch_skipgram(
     tokens, start, stop, end_word, keep, inputs, outputs, stride, batch_size,
     negatives, num_negatives, window, table, alpha, alpha_step, seed,
@@ -209,7 +229,6 @@ def batch_skipgram(
     at a time, meet the word and one common set of negative samples, tokens[start:stop].
     """
     state = np.uint64(seed)
-    mask = np.uint64(len(negatives) - 1)
     line = np.empty(MAX_LINE, np.int32)
     num_targets = num_negatives + 1
     columns = -(-num_targets // 3) * 3
@@ -237,16 +256,7 @@ def batch_skipgram(
                 if count == 0:
                     break
                 input_ats[count] = input_ats[count - 1]
-                target_ats[0] = np.int64(word) * stride
-                kept = 1
-                for _ in range(num_negatives):
-                    state = _next(state)
-                    other = negatives[(state >> np.uint64(33)) & mask]
-                    if other != word:
-                        target_ats[kept] = np.int64(other) * stride
-                        kept += 1
-                for k in range(kept, columns):
-                    target_ats[k] = target_ats[kept - 1]
+                kept, state = _draw(word, target_ats, stride, negatives, num_negatives, state)
                 for b in range(0, count, 2):
                     for k in range(0, kept, 3):
                         scores = dots_2x3(
@@ -305,7 +315,9 @@ def supervised(
     alpha_step,
     seed,
 ):
-    """Softmax over the mean of a line's rows (Joulin et al. 2016), lines order[start:stop]; of several labels, one by chance.
+    """Softmax over the mean of a line's rows (Joulin et al. 2016), lines order[start:stop].
+
+    Of several labels, one by chance.
 
     Returns: the sum of losses, the number of lines that taught something.
     """

@@ -87,7 +87,7 @@ def write_text(file: Path, words: list[bytes], vectors: Matrix) -> None:
 def write_binary(
     file: Path, wanted: Hyperparameters, embedding: Embedding, words: WordList, kept_buckets: NDArray[np.int64]
 ) -> None:
-    """fastText's binary form.
+    """The binary form of fastText.
 
     Args:
         file: to write.

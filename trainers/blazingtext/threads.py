@@ -1,4 +1,4 @@
-"""Kernels on all cores: threads take slices of the work from one queue, so that a core that others use delays nobody."""
+"""Kernels on all cores: threads take slices of the work from one queue, so that a busy core delays nobody."""
 
 from __future__ import annotations
 

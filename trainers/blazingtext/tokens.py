@@ -1,6 +1,6 @@
 """Text to word numbers and hashes, compiled: splitting, counting and hashing as fastText does, byte for byte."""
 
-# ruff: noqa: C901, PLR0912, PLR0914, PLR0915, PLR1702  one loop nest each: a call inside it would cost what it saves
+# ruff: noqa: C901, SIM110  one loop nest each: a call inside it would cost what it saves
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def count_words(text, ids, known_text, known_ats, known_lengths, hashes, counts,
 
 @_compiled
 def look_up(text, ids, found_hashes, known_text, known_ats, known_lengths, hashes, table, prefix):
-    """The numbers and hashes of a text's words by a vocabulary that does not grow; -1 for words, -2 for labels it lacks.
+    """The numbers and hashes of a text's words by a vocabulary that does not grow.
+
+    Words that it lacks are -1, labels -2.
 
     Returns: ids written. The line end is word 0.
     """
@@ -171,9 +173,10 @@ def line_features(
     """The rows of each line: its words, then its n-grams of words by hash; and its labels.
 
     Args:
-        ids, hashes: of each token; `numbers[id]` is a word's row, `num_words + label` of a label, -1 of what is rare; token -1 is a
-            word that nobody knows, -2 such a label.
-        rows: (buckets,) int32, the row of each bucket or 0 where it has none yet; unless `grow`, such n-grams are left out.
+        ids, hashes: of each token; `numbers[id]` is a word's row, `num_words + label` of a label, -1 of what is rare;
+            token -1 is a word that nobody knows, -2 such a label.
+        rows: (buckets,) int32, the row of each bucket or 0 where it has none yet; unless `grow`, such n-grams are
+            left out.
         starts, features, label_starts, labels: filled; sized beforehand.
 
     Returns: lines, features, labels, rows in use.

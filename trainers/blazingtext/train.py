@@ -178,7 +178,8 @@ def _evaluate_vectors(job: Job, learner: WordVectors, vectors: NDArray[np.float3
 def _shares_kept(counts: NDArray[np.int64], threshold: float) -> NDArray[np.float32]:
     """How many of 2**24 occurrences of each word are used (Mikolov's program: sqrt(t / f) + t / f)."""
     share = threshold / (counts / counts.sum())
-    return (np.minimum(np.sqrt(share) + share, 1) * _KEEP_ALL).astype(np.float32)
+    kept: NDArray[np.float32] = (np.minimum(np.sqrt(share) + share, 1) * _KEEP_ALL).astype(np.float32)
+    return kept
 
 
 def _negative_table(words: WordList, seed: int) -> Ids:
@@ -255,7 +256,8 @@ class Classifier:
             done = epoch * len(lines) + first
             kernels.supervised(
                 lines.starts, lines.features, lines.label_starts, lines.labels, order, first, last, each.inputs,
-                each.outputs, num_labels, each.stride, wanted.learning_rate - fall * done, fall, _mixed(wanted.seed, done),
+                each.outputs, num_labels, each.stride, wanted.learning_rate - fall * done, fall,
+                _mixed(wanted.seed, done),
             )  # fmt: skip
 
         size = max(100, min(_LINES_PER_SLICE, -(-len(lines) // (2 * num_threads()))))

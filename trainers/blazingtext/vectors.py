@@ -4,7 +4,7 @@ Each function is written in LLVM's own terms and compiled by numba on this machi
 but a compiler that cannot see that two rows are apart checks it anew for every row of a hundred numbers.
 """
 
-# ruff: noqa: ANN001, ANN201  numba gives the types; see `mypy` in pyproject.toml
+# ruff: noqa: ARG001  an intrinsic is told the types of its arguments; `generate` gets the values
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_labels_and_vectors_are_told_apart() -> None:
 
 @pytest.mark.parametrize("answer", [b"[]", b"{}", b'[{"label": [], "prob": []}]', b'{"error": 1}', b"x"])
 def test_other_answers_are_failures(answer: bytes) -> None:
-    with pytest.raises(ValueError, match="expected|labels"):
+    with pytest.raises(ValueError, match=r"expected|labels"):
         load_workload(metadata("probabilities"), None).check_body(answer)
 
 

@@ -40,6 +40,8 @@ _ENTRY = struct.Struct("<qb")
 _SHAPE = struct.Struct("<2q")
 _NUM_CENTROIDS = 256
 _MAX_DIM = 1 << 16
+_BUCKETS_AT_ONCE = 1 << 14
+_DENSE = 0.05
 Matrix = NDArray[np.float32]
 
 
@@ -126,9 +128,23 @@ def write(file: BinaryIO, model: Model) -> None:
     begin = file.tell()
     row = 4 * arguments.dim
     file.write(np.ascontiguousarray(model.input[:num_words], "<f4").tobytes())
-    for first, last in _runs(kept):
-        file.seek(begin + (num_words + int(kept[first])) * row)
-        file.write(np.ascontiguousarray(model.input[num_words + first : num_words + last], "<f4").tobytes())
+    for start in range(0, arguments.bucket, _BUCKETS_AT_ONCE):
+        first, last = np.searchsorted(kept, (start, start + _BUCKETS_AT_ONCE)).tolist()
+        if first == last:
+            continue
+        # where rows lie close together, pages without any are rare, and a call for each run takes longer than zeros
+        size = min(_BUCKETS_AT_ONCE, arguments.bucket - start)
+        if last - first > size * _DENSE:
+            block = np.zeros((size, arguments.dim), "<f4")
+            block[kept[first:last] - start] = model.input[num_words + first : num_words + last]
+            file.seek(begin + (num_words + start) * row)
+            file.write(block.tobytes())
+            continue
+        for one, behind in _runs(kept[first:last]):
+            file.seek(begin + (num_words + int(kept[first + one])) * row)
+            file.write(
+                np.ascontiguousarray(model.input[num_words + first + one : num_words + first + behind], "<f4").data
+            )
     file.seek(begin + (num_words + arguments.bucket) * row)
     file.write(b"\0" + _SHAPE.pack(*model.output.shape))
     file.write(np.ascontiguousarray(model.output, "<f4").tobytes())

@@ -110,3 +110,20 @@ def test_a_line_ends_at_its_end_mark_and_labels_are_no_words() -> None:
     units = Units([b"</s>", b"a"], bucket=0, keys=np.empty(0, np.int64), absent=2, word_ngrams=1, minn=0, maxn=0)
 
     assert units.of_line("__label__b a\0a\x0b</s> a").tolist() == [1, 1, 0]
+
+
+def test_sparse_and_dense_buckets_are_written_alike(tmp_path: Path) -> None:
+    counts = np.array([1], np.int64)
+    for kept in (np.arange(0, 40_000, 3), np.array([5, 6, 39_999])):
+        rows = np.random.default_rng(0).normal(size=(1 + len(kept), 2)).astype(np.float32)
+        model = fasttext_model.Model(
+            arguments=fasttext_model.Arguments(dim=2, bucket=40_000, word_ngrams=2), words=[b"a"], word_counts=counts,
+            labels=[b"__label__x"], label_counts=counts, num_tokens=2, input=rows, output=np.ones((1, 2), np.float32),
+            kept_buckets=kept,
+        )  # fmt: skip
+        with (tmp_path / "model.bin").open("wb") as file:
+            fasttext_model.write(file, model)
+        read = fasttext_model.read(tmp_path / "model.bin").input
+
+        assert (read[1 + kept] == rows[1:]).all()
+        assert np.count_nonzero(read.any(axis=1)) == len(rows)

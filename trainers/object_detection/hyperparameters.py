@@ -91,7 +91,7 @@ class Hyperparameters:
     precision_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Not in the original: arithmetic in 16 bits; the weights stay float32."""
     validation_frequency: PositiveInteger = 1
-    """Not in the original: measure mAP after every so many epochs, and after the last; between them it is as it was."""
+    """Not in the original: measure mAP after the first epoch, every so many, and the last; between, it is as it was."""
     input_workers: WholeNumber | None = None
     """Not in the original: processes that decode and augment; 0 for threads. Unset: chosen by device and data."""
     seed: WholeNumber = 0

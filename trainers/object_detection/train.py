@@ -134,7 +134,8 @@ class Detector:
 
     def validate(self) -> dict[str, float]:
         done = self._num_validated + 1
-        if done % self._wanted.validation_frequency == 0 or done == self._wanted.epochs:
+        # the first epoch too: no score is told that was not measured
+        if done in (1, self._wanted.epochs) or done % self._wanted.validation_frequency == 0:
             self._last_map = self._measure().mean_average_precision()
         return {"mAP": self._last_map}
 

@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from trainers.blazingtext import kernels, tokens
+from trainers.blazingtext import tokens
+from trainers.blazingtext.classifier import Best, Classifier
 from trainers.blazingtext.data import (
-    Ids,
     Lines,
-    Vocabulary,
     WordList,
-    blocks_of,
-    char_ngrams,
-    number_lines,
     read_corpus,
 )
 from trainers.blazingtext.evaluation import SETS, agreement, find_sets
 from trainers.blazingtext.hyperparameters import Hyperparameters
-from trainers.blazingtext.model import Embedding, word_vectors, write_binary, write_text
+from trainers.blazingtext.model import Embedding, write_binary, write_text
 from trainers.blazingtext.progress import Meter
-from trainers.blazingtext.resume import Resume, identity_of
-from trainers.blazingtext.threads import num_threads, on_all_cores
+from trainers.blazingtext.resume import Resume, identity_of, sigterm_noted
+from trainers.blazingtext.word_vectors import WordVectors
 from trainers.checkpoints import write_aside
-from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.job import ClientError, Job
 from trainers.pipes import feeding
 from trainers.progress import log
 
-__all__ = ["Classifier", "WordVectors", "train"]
+if TYPE_CHECKING:
+    import torch
 
-_WORDS_PER_SLICE = 50_000
-_LINES_PER_SLICE = 1_000
-_NEGATIVES = 1 << 22
-_NEGATIVE_POWER = 0.75
+__all__ = ["train"]
+
 _MEETINGS_PER_EPOCH = 20
-_KEEP_ALL = 1 << 24
-_STRICTLY_BETTER = 1e-9
 
 
 def train(job: Job, bar: Progress | None = None) -> Path:
@@ -62,75 +51,36 @@ def train(job: Job, bar: Progress | None = None) -> Path:
     _announce(wanted)
     if wanted.early_stopping and "validation" not in job.channels:
         raise ClientError("hyperparameter early_stopping: True needs the channel 'validation', which is not given.")
-    with _processes(wanted) as world, feeding(job) as fed:
+    with _processes(wanted) as world, feeding(job) as fed, sigterm_noted() as stopped:
+        device = _device(wanted, world)
         if wanted.mode == "supervised":
-            _train_classifier(fed, wanted, bar)
+            _train_classifier(fed, wanted, bar, device, stopped)
         else:
-            _train_vectors(fed, wanted, bar, world)
+            _train_vectors(fed, wanted, bar, world, device, stopped)
     return job.model
 
 
 # ---- word vectors ------------------------------------------------------------------------------------------------
 
 
-class WordVectors:
-    """A corpus and the vectors that are learned from it."""
-
-    def __init__(self, wanted: Hyperparameters, ids: Ids, words: WordList) -> None:
-        self._wanted, self._ids = wanted, ids
-        self.words = words
-        self.unit_starts, self.units = np.zeros(1, np.int64), np.empty(0, np.int32)
-        self.kept_buckets = np.empty(0, np.int64)
-        if wanted.subwords:
-            self.unit_starts, self.units, self.kept_buckets = char_ngrams(
-                words.words, wanted.buckets, wanted.min_char, wanted.max_char
-            )
-        num_words = len(words.words)
-        num_rows = num_words + len(self.kept_buckets)
-        self.embedding = Embedding.new(wanted.vector_dim, num_words, num_rows, num_words, wanted.seed)
-        self._keep = _shares_kept(words.word_counts, wanted.sampling_threshold)
-        self._negatives = _negative_table(words, wanted.seed)
-        self._end = words.words.index(b"</s>") if b"</s>" in words.words else kernels.LINE_END
-
-    def train_part(self, epoch: int, start: int, stop: int, tell: Callable[[int], None]) -> None:
-        """One pass over tokens[start:stop]; `tell` hears how many of the whole run's tokens are done."""
-        wanted = self._wanted
-        total = len(self._ids) * wanted.epochs
-        fall = wanted.learning_rate / total
-        step = 0.0 + fall
-        each: Embedding = self.embedding
-        shared = (self._end, self._keep, each.inputs, each.outputs, each.stride)
-        negatives = (self._negatives, wanted.negative_samples, wanted.window_size, kernels.SIGMOID)
-
-        def work(first: int, last: int) -> None:
-            done = epoch * len(self._ids) + start + first
-            rate = wanted.learning_rate - fall * done
-            seed = _mixed(wanted.seed, done)
-            span = (self._ids, start + first, start + last)
-            if wanted.mode == "batch_skipgram":
-                kernels.batch_skipgram(*span, *shared, wanted.batch_size, *negatives, rate, step, seed)
-            else:
-                kernel = kernels.skipgram if wanted.mode == "skipgram" else kernels.cbow
-                kernel(*span, *shared, self.unit_starts, self.units, *negatives, rate, step, seed)
-
-        slice_size = max(1_000, min(_WORDS_PER_SLICE, -(-(stop - start) // (4 * num_threads()))))
-        on_all_cores(work, stop - start, slice_size, lambda at: tell(epoch * len(self._ids) + start + at))
-
-    def vectors(self) -> NDArray[np.float32]:
-        return word_vectors(self.embedding, self.unit_starts, self.units)
-
-
-def _train_vectors(job: Job, wanted: Hyperparameters, bar: Progress | None, world: Any) -> None:
+def _train_vectors(
+    job: Job,
+    wanted: Hyperparameters,
+    bar: Progress | None,
+    world: Any,
+    device: torch.device | None,
+    stopped: Callable[[], bool],
+) -> None:
     began = time.perf_counter()
     vocabulary, ids = read_corpus(job, "train")
     words = WordList.of(vocabulary, wanted.min_count, with_labels=False)
     ids = ids[: tokens.renumber(ids, words.numbers)]
     del vocabulary
     log.info("Number of words:  %d", len(words.words))
-    learner = WordVectors(wanted, ids, words)
+    learner = WordVectors(wanted, ids, words, device)
     resume = Resume(job.checkpoints, identity_of(wanted, ids), learner.embedding)
     meter = Meter(bar, total=len(ids) * wanted.epochs, rate=wanted.learning_rate, began=began)
-    first_epoch = resume.begin()
+    first_epoch, _ = resume.begin()
     meter.start(first_epoch * len(ids))
     rank, size = (world.rank, world.size) if world else (0, 1)
     bounds = np.linspace(len(ids) * rank // size, len(ids) * (rank + 1) // size,
@@ -140,8 +90,12 @@ def _train_vectors(job: Job, wanted: Hyperparameters, bar: Progress | None, worl
             learner.train_part(epoch, start, stop, meter.tell)
             _average(learner.embedding, world)
         meter.epoch_ended(epoch, (epoch + 1) * len(ids))
+        stop = world.any(stopped()) if world else stopped()
         if rank == 0 and epoch + 1 < wanted.epochs:
-            resume.keep(epoch + 1)
+            resume.keep(epoch + 1, now=stop)
+        if stop:
+            log.info("Stopped by SIGTERM; the same job started again resumes after epoch %d", epoch + 1)
+            break
     _check_finite(learner.embedding)
     meter.finish("Training finished!")
     if rank == 0:
@@ -175,26 +129,6 @@ def _evaluate_vectors(job: Job, learner: WordVectors, vectors: NDArray[np.float3
     return {"train:mean_rho": report["mean_rho"]}
 
 
-def _shares_kept(counts: NDArray[np.int64], threshold: float) -> NDArray[np.float32]:
-    """How many of 2**24 occurrences of each word are used (Mikolov's program: sqrt(t / f) + t / f)."""
-    share = threshold / (counts / counts.sum())
-    kept: NDArray[np.float32] = (np.minimum(np.sqrt(share) + share, 1) * _KEEP_ALL).astype(np.float32)
-    return kept
-
-
-def _negative_table(words: WordList, seed: int) -> Ids:
-    """Words in shares of their counts to the power of 3/4; a power of two of them, for drawing by a mask."""
-    size = min(_NEGATIVES, 1 << max(16, math.ceil(math.log2(len(words.words) * 64))))
-    weights = words.word_counts.astype(np.float64) ** _NEGATIVE_POWER
-    if b"</s>" in words.words and len(words.words) > 1:
-        weights[words.words.index(b"</s>")] = 0
-    bounds = np.cumsum(weights / weights.sum())
-    places = np.searchsorted(bounds, (np.arange(size) + 0.5) / size).clip(max=len(weights) - 1)
-    table = places.astype(np.int32)
-    np.random.default_rng(seed).shuffle(table)
-    return table
-
-
 def _average(embedding: Embedding, world: Any) -> None:
     """Several machines go on with the mean of what each has learned."""
     if world is None or world.size == 1:
@@ -209,90 +143,12 @@ def _average(embedding: Embedding, world: Any) -> None:
 # ---- classification ----------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Best:
-    epoch: int
-    accuracy: float
-    inputs: NDArray[np.float32]
-    outputs: NDArray[np.float32]
-
-
-class Classifier:
-    """Labelled lines and what is learned from them."""
-
-    def __init__(self, wanted: Hyperparameters, vocabulary: Vocabulary, ids: Ids) -> None:
-        self._wanted = wanted
-        self.words = WordList.of(vocabulary, wanted.min_count, with_labels=True)
-        if not self.words.labels:
-            raise ClientError("Channel 'train': no line has a token that starts with '__label__'.")
-        self._rows = np.zeros(wanted.buckets if wanted.word_ngrams > 1 else 1, np.int32)
-        num_words = len(self.words.words)
-        self.lines, num_rows = self._number(ids, vocabulary.hashes[ids], num_words, grow=True)
-        num_labels = len(self.words.labels)
-        self.embedding = Embedding.new(wanted.vector_dim, num_words, num_rows, num_labels, wanted.seed)
-
-    def number(self, job: Job, channel: str, vocabulary: Vocabulary) -> Lines:
-        """Another channel's lines; what training did not see is left out."""
-        found = [vocabulary.look_up(block) for block in blocks_of(job, channel)]
-        if not found:
-            raise ClientError(f"Channel '{channel}' holds no text.")
-        ids, hashes = (np.concatenate([each[i] for each in found]) for i in (0, 1))
-        lines, _ = self._number(ids.astype(np.int32), hashes.astype(np.uint32), 0, grow=False)
-        return lines
-
-    def _number(self, ids: Ids, hashes: NDArray[np.uint32], num_rows: int, *, grow: bool) -> tuple[Lines, int]:
-        return number_lines(
-            ids, hashes, self.words, self._rows, num_rows, word_ngrams=self._wanted.word_ngrams, grow=grow
-        )
-
-    def train_epoch(self, epoch: int, tell: Callable[[int], None]) -> None:
-        wanted, lines, each = self._wanted, self.lines, self.embedding
-        fall = wanted.learning_rate / (len(lines) * wanted.epochs)
-        num_labels = len(self.words.labels)
-        # files are often sorted by label, and a long run of one class makes the other classes forgotten
-        order = np.random.default_rng((wanted.seed, epoch)).permutation(len(lines))
-
-        def work(first: int, last: int) -> None:
-            done = epoch * len(lines) + first
-            kernels.supervised(
-                lines.starts, lines.features, lines.label_starts, lines.labels, order, first, last, each.inputs,
-                each.outputs, num_labels, each.stride, wanted.learning_rate - fall * done, fall,
-                _mixed(wanted.seed, done),
-            )  # fmt: skip
-
-        size = max(100, min(_LINES_PER_SLICE, -(-len(lines) // (2 * num_threads()))))
-        on_all_cores(work, len(lines), size, lambda at: tell(epoch * len(lines) + at))
-
-    def accuracy(self, lines: Lines) -> tuple[float, int]:
-        """How often the best class is among a line's labels, and of how many lines with known labels."""
-        each, num_labels = self.embedding, len(self.words.labels)
-        best = np.empty(len(lines), np.int32)
-
-        def work(first: int, last: int) -> None:
-            kernels.predict_best(
-                lines.starts, lines.features, first, last, each.inputs, each.outputs, num_labels, each.stride, best
-            )
-
-        on_all_cores(work, len(lines), _LINES_PER_SLICE, lambda _: None)
-        counts = np.diff(lines.label_starts)
-        hits = lines.labels == np.repeat(best, counts)
-        right = np.bincount(np.repeat(np.arange(len(lines)), counts), hits, len(lines)) > 0
-        num_examples = int(np.count_nonzero(counts))
-        return (float(right[counts > 0].mean()) if num_examples else 0.0), num_examples
-
-    def by_bucket(self) -> tuple[Embedding, NDArray[np.int64]]:
-        """The embedding with its n-grams in the order of their buckets, and those buckets."""
-        each = self.embedding
-        buckets = np.flatnonzero(self._rows)
-        order = np.concatenate([np.arange(each.num_words), self._rows[buckets]])
-        inputs = each.inputs.reshape(-1, each.stride)[order].ravel()
-        return Embedding(each.dim, each.num_words, inputs, each.outputs), buckets
-
-
-def _train_classifier(job: Job, wanted: Hyperparameters, bar: Progress | None) -> None:
+def _train_classifier(
+    job: Job, wanted: Hyperparameters, bar: Progress | None, device: torch.device | None, stopped: Callable[[], bool]
+) -> None:
     began = time.perf_counter()
     vocabulary, ids = read_corpus(job, "train")
-    learner = Classifier(wanted, vocabulary, ids)
+    learner = Classifier(wanted, vocabulary, ids, device)
     validation = learner.number(job, "validation", vocabulary) if "validation" in job.channels else None
     if validation is not None and not len(validation.labels):
         raise ClientError("Channel 'validation': no line has a label that channel 'train' has.")
@@ -302,37 +158,25 @@ def _train_classifier(job: Job, wanted: Hyperparameters, bar: Progress | None) -
     meter = Meter(
         bar, total=len(learner.lines) * wanted.epochs, rate=wanted.learning_rate, began=began, words=words_per_line
     )
-    first_epoch = resume.begin()
+    first_epoch, kept = resume.begin()
     meter.start(first_epoch * len(learner.lines))
-    stopping = EarlyStopping(min_epochs=wanted.min_epochs, patience=wanted.patience, tolerance=_STRICTLY_BETTER)
-    best: _Best | None = None
+    best = Best.of(wanted, kept)
     for epoch in range(first_epoch, wanted.epochs):
         learner.train_epoch(epoch, meter.tell)
         meter.epoch_ended(epoch, (epoch + 1) * len(learner.lines))
-        if wanted.early_stopping and validation is not None and epoch + 1 >= min(wanted.min_epochs, wanted.epochs):
-            best = _better(learner, validation, epoch, best)
-            if stopping.observe(learner.accuracy(validation)[0], epoch + 1):
-                log.info("Reached early stopping after %d epochs without improvement.", wanted.patience)
-                break
-        if epoch + 1 < wanted.epochs and not wanted.early_stopping:
-            resume.keep(epoch + 1)
-    if best is not None:
-        learner.embedding.inputs[:], learner.embedding.outputs[:] = best.inputs, best.outputs
+        measured = wanted.early_stopping and epoch + 1 >= min(wanted.min_epochs, wanted.epochs)
+        if measured and validation is not None and best.observe(learner, validation, epoch):
+            log.info("Reached early stopping after %d epochs without improvement.", wanted.patience)
+            break
+        if epoch + 1 < wanted.epochs:
+            resume.keep(epoch + 1, best.arrays(), now=stopped())
+        if stopped():
+            log.info("Stopped by SIGTERM; the same job started again resumes after epoch %d", epoch + 1)
+            break
+    best.give_to(learner)
     _check_finite(learner.embedding)
     meter.finish("Training finished.")
     _write_classifier(job, wanted, learner, validation, meter)
-
-
-def _better(learner: Classifier, validation: Lines, epoch: int, best: _Best | None) -> _Best:
-    log.info("Using %d threads for prediction!", num_threads())
-    accuracy, _ = learner.accuracy(validation)
-    log.info("Validation accuracy: %g", accuracy)
-    if best is not None and accuracy <= best.accuracy:
-        log.info("Validation accuracy has not improved since epoch %d.", best.epoch)
-        return best
-    log.info("Validation accuracy improved! Storing best weights...")
-    each = learner.embedding
-    return _Best(epoch, accuracy, each.inputs.copy(), each.outputs.copy())
 
 
 def _write_classifier(
@@ -356,11 +200,31 @@ def _processes(wanted: Hyperparameters) -> Any:
     """The processes that torchrun started; alone, torch is not even imported, which costs more than small trainings."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
-    if wanted.mode != "batch_skipgram" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    num_processes, num_here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if wanted.mode == "supervised" and num_processes > 1:
+        raise ClientError("hyperparameter mode: supervised trains on one machine with at most one GPU.")
+    if wanted.mode != "batch_skipgram" and num_processes > num_here:
         raise ClientError(f"hyperparameter mode: {wanted.mode} trains on one machine; several need batch_skipgram.")
     from trainers.distributed import joined  # noqa: PLC0415
 
     return joined()
+
+
+def _device(wanted: Hyperparameters, world: Any) -> torch.device | None:
+    """The GPU that this process trains on; None: the compiled kernels, on the CPU."""
+    if wanted.mode != "batch_skipgram" and _may_have_gpu():
+        import torch  # noqa: PLC0415  its import takes longer than small trainings do
+
+        if torch.cuda.is_available():
+            return torch.device("cuda", world.local_rank if world else 0)
+    if world and world.size > 1 and wanted.mode != "batch_skipgram":
+        raise ClientError(f"hyperparameter mode: {wanted.mode} needs a GPU for each process; found none.")
+    return None
+
+
+def _may_have_gpu() -> bool:
+    """Whether a driver is there: of NVIDIA, under WSL, of AMD."""
+    return any(Path(file).exists() for file in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
 
 
 def _announce(wanted: Hyperparameters) -> None:
@@ -376,11 +240,6 @@ def _announce(wanted: Hyperparameters) -> None:
 def _check_finite(embedding: Embedding) -> None:
     if not np.isfinite(embedding.outputs).all():
         raise ClientError("Training diverged: vectors are not finite; try a smaller learning_rate.")
-
-
-def _mixed(seed: int, place: int) -> int:
-    """A random state of its own for each slice, the same in each run."""
-    return (zlib.crc32(f"{seed}:{place}".encode()) << 20) | (place & 0xFFFFF)
 
 
 def _describe(job: Job, wanted: Hyperparameters, metrics: dict[str, float], file: str) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from examples.digits import CLASS_NAMES, write_digits
+from examples.docstrings import write_text
 from examples.scattered_digits import NUM_SCENES, write_scenes
 from formats.detection import corners, decode_annotation
 from formats.images import decode, resize
@@ -41,7 +42,13 @@ WORK = ROOT / ".run"
 NAME = "digits"
 HYPERPARAMETERS = Path(__file__).with_name("digits.json")
 _OF_SCENES = {"boxes": "object_detection", "ink": "semantic_segmentation"}
-"""The other models by name; each one's hyperparameters lie in a file of that name."""
+"""Other models by name; each one's hyperparameters lie in a file of that name."""
+TOPICS = "topics"
+_QUESTIONS = {
+    "return the event loop that runs the coroutine": "asyncio",
+    "the header of a message as it was parsed": "email",
+    "fail unless the two values are equal": "unittest",
+}
 _START_TIMEOUT_S = 60.0
 
 
@@ -53,6 +60,8 @@ def main(arguments: list[str]) -> int:
     for name, algorithm in _OF_SCENES.items():
         if not (store / name).is_dir():
             _make_model_of_scenes(store, name, algorithm)
+    if not (store / TOPICS).is_dir():
+        _make_model_of_texts(store)
     os.environ.setdefault("PENSTOCK_DEFAULT_ENDPOINT", NAME)  # what /invocations asks where several models are served
     settings = read_settings()
     with _foreground(), _serving(settings) as server:
@@ -60,6 +69,7 @@ def main(arguments: list[str]) -> int:
         _show_predictions(settings)
         _show_boxes(settings)
         _show_mask(settings)
+        _show_topics(settings)
         if "--once" not in arguments:
             print("\nServing until Ctrl-C.", flush=True)
             while server.poll() is None:
@@ -97,6 +107,20 @@ def _make_model_of_scenes(store: Path, name: str, algorithm: str) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     _penstock("export", str(trained), "--output", str(bundle))
     _penstock("publish", str(bundle), "--name", name, "--store", str(store))
+
+
+def _make_model_of_texts(store: Path) -> None:
+    data, trained, bundle = WORK / "docstrings", WORK / f"trained-{TOPICS}", WORK / f"bundle-{TOPICS}"
+    if not (data / "validation" / "text").exists():
+        print(f"wrote sentences of Python's docstrings to {data.relative_to(ROOT)}: {write_text(data)}")
+    _penstock(
+        *("train", "blazingtext"),
+        *("--channel", f"train={data / 'train'}", "--channel", f"validation={data / 'validation'}"),
+        *("--hyperparameters", str(Path(__file__).with_name(f"{TOPICS}.json")), "--output", str(trained)),
+    )
+    shutil.rmtree(bundle, ignore_errors=True)
+    _penstock("export", str(trained), "--output", str(bundle))
+    _penstock("publish", str(bundle), "--name", TOPICS, "--store", str(store))
 
 
 def _penstock(*arguments: str) -> None:
@@ -209,9 +233,23 @@ def _show_mask(settings: Settings) -> None:
         sys.exit("the mask misses most of the ink")
 
 
-def _ask(settings: Settings, name: str, body: bytes, accept: str) -> bytes:
+def _show_topics(settings: Settings) -> None:
+    """Which package a sentence is about; ends with an error when one is taken for another's."""
+    body = json.dumps({"instances": list(_QUESTIONS), "configuration": {"k": 2}}).encode()
+    answers = json.loads(_ask(settings, TOPICS, body, "application/json", "application/json"))
+    print("\nWhich package of Python's library a sentence is about, by BlazingText:\n")
+    for text, answer in zip(_QUESTIONS, answers, strict=True):
+        found = ", ".join(
+            f"{label.removeprefix('__label__')} {p:.2f}" for label, p in zip(*answer.values(), strict=True)
+        )
+        print(f"  {text} -> {found}")
+    if [answer["label"][0] for answer in answers] != [f"__label__{name}" for name in _QUESTIONS.values()]:
+        sys.exit("a sentence is taken for another package's")
+
+
+def _ask(settings: Settings, name: str, body: bytes, accept: str, content_type: str = "image/png") -> bytes:
     url = f"{_http(settings)}/endpoints/{name}/invocations"
-    request = urllib.request.Request(url, body, {"Content-Type": "image/png", "Accept": accept})
+    request = urllib.request.Request(url, body, {"Content-Type": content_type, "Accept": accept})
     with urllib.request.urlopen(request, timeout=60) as answer:
         found: bytes = answer.read()
         return found

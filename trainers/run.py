@@ -12,7 +12,7 @@ from trainers.progress import log, speaking
 
 __all__ = ["ALGORITHMS", "run_job", "train"]
 
-ALGORITHMS = ("blazingtext", "image_classification", "object_detection", "semantic_segmentation")
+ALGORITHMS = ("blazingtext", "deepar", "image_classification", "object_detection", "semantic_segmentation")
 _NO_SETTINGS: Mapping[str, ChannelSettings] = {}
 
 

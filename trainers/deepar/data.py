@@ -1,0 +1,306 @@
+"""Channels of time series: read, checked against each other, and cut into windows."""
+
+# N windows, C context, P prediction, L longest lag, F features, K categories
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats import timeseries
+from formats.errors import InvalidBody
+from formats.forecasting import filled
+from formats.source import list_files, open_file
+from formats.time_frequency import Frequency, seconds
+from formats.timeseries import Series
+from trainers.deepar.hyperparameters import Hyperparameters
+from trainers.job import ClientError, Job
+from trainers.progress import log
+
+__all__ = [
+    "Fields",
+    "SeriesSet",
+    "Windows",
+    "announce",
+    "batches",
+    "check_categories",
+    "check_enough",
+    "check_target",
+    "cut",
+    "passes_of",
+    "read_channel",
+    "visits",
+]
+
+_FEWEST_OBSERVATIONS = 300
+_JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_PARQUET = (".parquet", ".pq")
+_SUPPORT = {"beta": (0.0, 1.0), "negative-binomial": (0.0, math.inf)}
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSet:
+    """The series of a channel, in one row of numbers."""
+
+    starts: NDArray[np.datetime64]
+    """(N,) seconds."""
+    lengths: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    """(N,) where each series begins in `target`; before it stand zeros, as many as windows reach back."""
+    target: NDArray[np.float32]
+    """Gaps filled with what was last known, or zeros; see `filled`."""
+    observed: NDArray[np.bool_]
+    dynamic: NDArray[np.float32]
+    """(D, as target)."""
+    category: NDArray[np.int64]
+    """(N, K)."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def of(cls, series: list[Series], reach: int, *, use_cat: bool, num_dynamic: int) -> SeriesSet:
+        """Of series that are alike in what they hold.
+
+        Args:
+            series: at least one.
+            reach: zeros before each.
+            use_cat: whether `cat` is taken.
+            num_dynamic: rows of `dynamic_feat` to take.
+        """
+        lengths = np.array([len(each.target) for each in series])
+        offsets = np.cumsum(lengths + reach) - lengths
+        size = int((lengths + reach).sum())
+        target, observed = np.zeros(size, np.float32), np.zeros(size, bool)
+        dynamic = np.zeros((num_dynamic, size), np.float32)
+        for each, at, length in zip(series, offsets.tolist(), lengths.tolist(), strict=True):
+            target[at : at + length] = filled(each.target)
+            observed[at : at + length] = ~np.isnan(each.target)
+            if num_dynamic and each.dynamic_feat is not None:
+                dynamic[:, at : at + length] = each.dynamic_feat[:, :length]
+        category = np.array([each.cat if use_cat else () for each in series], np.int64)
+        starts = np.array([seconds(each.start) for each in series])
+        return cls(starts, lengths, offsets, target, observed, dynamic, category.reshape(len(series), -1))
+
+
+class Windows(NamedTuple):
+    """A batch of windows; the last P steps are those to forecast."""
+
+    target: NDArray[np.float32]
+    """(N, L + C + P)."""
+    observed: NDArray[np.float32]
+    """(N, C + P)."""
+    features: NDArray[np.float32]
+    """(N, C + P, F)."""
+    category: NDArray[np.int64]
+    """(N, K)."""
+
+
+def cut(
+    series: SeriesSet, frequency: Frequency, numbers: NDArray[np.int64], begins: NDArray[np.int64], *,
+    longest_lag: int, context: int, prediction: int,
+) -> Windows:  # fmt: skip
+    """Windows whose forecasts begin at step `begins` of the series `numbers`."""
+    at = (series.offsets[numbers] + begins)[:, None]
+    steps = np.arange(-context, prediction)
+    places = at + np.arange(-context - longest_lag, prediction)
+    spans = places[:, longest_lag:]
+    within = begins[:, None] + steps
+    observed = series.observed[spans] & (within >= 0) & (within < series.lengths[numbers][:, None])
+    features = frequency.features(series.starts[numbers], within)
+    if len(series.dynamic):
+        features = np.concatenate([features, np.moveaxis(series.dynamic[:, spans], 0, 2)], axis=2)
+    return Windows(series.target[places], observed.astype(np.float32), features, series.category[numbers])
+
+
+def visits(
+    lengths: NDArray[np.int64], batch_size: int, prediction: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which series an epoch visits and where each visit's forecast begins, in random order (contract, section 3.1).
+
+    Small sets are gone through several times, each series with a chance, so that there are about ten batches.
+    """
+    usable = np.flatnonzero(lengths >= prediction)
+    passes, chance = passes_of(len(usable), batch_size)
+    numbers = np.concatenate([usable[random.random(len(usable)) < chance] for _ in range(passes)])
+    random.shuffle(numbers)
+    begins = random.integers(0, lengths[numbers] - prediction + 1)
+    return numbers, begins
+
+
+def passes_of(num_series: int, batch_size: int) -> tuple[int, float]:
+    """How often an epoch goes through all series, and the chance of each to be visited then."""
+    passes = max(1, math.ceil(10 * batch_size / num_series))
+    return passes, min(1.0, 10 * batch_size / (num_series * passes)) if passes > 1 else 1.0
+
+
+# ---- channels ----------------------------------------------------------------------------------------------------
+
+
+def read_channel(job: Job, name: str) -> list[Series]:
+    """All series of all files in a channel's tree.
+
+    Raises:
+        ClientError: a file or a record is not what it should be; names it.
+    """
+    found: list[Series] = []
+    default = job.settings_of(name).content_type
+    for file in list_files(job.channel(name)):
+        lower = file.lower()
+        parquet = lower.endswith(_PARQUET) or ("parquet" in default and not lower.endswith(_JSON))
+        try:
+            with open_file(file) as stream:
+                found += timeseries.read_parquet(stream, file) if parquet else timeseries.read(stream, file)
+        except InvalidBody as error:
+            raise ClientError(f"Channel '{name}': {error}") from error
+    if not found:
+        raise ClientError(f"Channel '{name}' holds no time series.")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the records of a run hold beside their targets."""
+
+    cardinalities: tuple[int, ...]
+    num_dynamic: int
+
+    @classmethod
+    def of(cls, series: list[Series], wanted: Hyperparameters, name: str) -> Fields:
+        """As the hyperparameters say, or as the data are.
+
+        Raises:
+            ClientError: they disagree, or records among each other.
+        """
+        num_cat = _alike([None if each.cat is None else len(each.cat) for each in series], "cat", name)
+        num_dynamic = _alike(
+            [None if each.dynamic_feat is None else len(each.dynamic_feat) for each in series], "dynamic_feat", name
+        )
+        _tell("cardinality", wanted.cardinality, "cat", num_cat, name)
+        _tell("num_dynamic_feat", wanted.num_dynamic_feat, "dynamic_feat", num_dynamic, name)
+        return cls(
+            () if wanted.cardinality == "ignore" else _cardinalities(series, wanted, num_cat, name),
+            0 if wanted.num_dynamic_feat == "ignore" else _num_dynamic(wanted, num_dynamic, name),
+        )
+
+
+def check_target(series: list[Series], likelihood: str, name: str) -> None:
+    """Raises:
+    ClientError: a value lies where the likelihood has no density.
+    """
+    low, high = _SUPPORT.get(likelihood, (-math.inf, math.inf))
+    for number, each in enumerate(series):
+        outside = (each.target < low) | (each.target > high)
+        if outside.any():
+            at = int(outside.argmax())
+            raise ClientError(
+                f"Channel '{name}', series {number}: target[{at}] is {each.target[at]:g}; likelihood={likelihood} "
+                f"takes {'values from 0 to 1' if high == 1 else 'values of 0 or more'}."
+            )
+
+
+def check_enough(series: list[Series], prediction: int) -> None:
+    """Raises:
+    ClientError: there is too little to learn from.
+    """
+    observations = sum(int((~np.isnan(each.target)).sum()) for each in series)
+    if observations < _FEWEST_OBSERVATIONS:
+        raise ClientError(
+            f"Channel 'train' holds {observations} observations; at least {_FEWEST_OBSERVATIONS} are needed in all."
+        )
+    short = sum(len(each.target) < prediction for each in series)
+    if short == len(series):
+        raise ClientError(f"Channel 'train': every series is shorter than prediction_length = {prediction}.")
+    if short:
+        log.info("%d of %d time series are shorter than prediction_length = %d and are ignored in training",
+                 short, len(series), prediction)  # fmt: skip
+    if not any((np.nan_to_num(each.target) != 0).any() for each in series):
+        log.warning("All training time series consist of only zeros")
+
+
+def announce(series: list[Series], name: str) -> None:
+    """The data set's figures, as the original's log has them."""
+    values = np.concatenate([each.target for each in series])
+    known = values[~np.isnan(values)]
+    kind = "Integer" if len(known) and (known == np.round(known)).all() else "Real"
+    log.info("%s time series (channel '%s')", kind, name)
+    log.info("number of time series: %d", len(series))
+    log.info("number of observations: %d", len(known))
+    log.info("mean target length: %s", np.mean([len(each.target) for each in series]))
+    if len(known):
+        log.info("min/mean/max target: %s/%s/%s", known.min(), known.mean(), known.max())
+        log.info("mean abs(target): %s", np.abs(known).mean())
+    log.info("contains missing values: %s", "yes" if len(known) < len(values) else "no")
+
+
+def _alike(counts: list[int | None], field: str, name: str) -> int | None:
+    for number, count in enumerate(counts):
+        if count != counts[0]:
+            told = ["no" if each is None else str(each) for each in (counts[0], count)]
+            raise ClientError(
+                f"Channel '{name}': record 0 has {told[0]} rows of `{field}` and record {number} has {told[1]}; "
+                "all records must be alike."
+            )
+    return counts[0]
+
+
+def _tell(hyperparameter: str, given: str, field: str, count: int | None, name: str) -> None:
+    if given != "auto":
+        return
+    if count is None:
+        log.info("[%s=auto] `%s` field was NOT found in the file `%s` and will NOT be used for training.",
+                 hyperparameter, field, name)  # fmt: skip
+    else:
+        log.info("[%s=auto] `%s` field was found in the file `%s` and will be used for training.",
+                 hyperparameter, field, name)  # fmt: skip
+
+
+def _cardinalities(series: list[Series], wanted: Hyperparameters, num_cat: int | None, name: str) -> tuple[int, ...]:
+    given = wanted.cardinalities
+    if num_cat is None:
+        if given:
+            raise ClientError(f"hyperparameter cardinality: {wanted.cardinality}, but channel '{name}' has no `cat`.")
+        return ()
+    largest = np.array([each.cat for each in series]).max(axis=0).tolist()
+    if given is None:
+        return tuple(most + 1 for most in largest)
+    if len(given) != num_cat:
+        raise ClientError(
+            f"hyperparameter cardinality: {wanted.cardinality} is of {len(given)} categories; `cat` has {num_cat}."
+        )
+    check_categories(series, given, name)
+    return given
+
+
+def check_categories(series: list[Series], cardinalities: tuple[int, ...], name: str) -> None:
+    """Raises:
+    ClientError: a category is out of range.
+    """
+    for number, each in enumerate(series):
+        for place, (value, count) in enumerate(zip(each.cat or (), cardinalities, strict=True)):
+            if value >= count:
+                raise ClientError(
+                    f"Channel '{name}', series {number}: cat[{place}] is {value}; the cardinality there is {count}."
+                )
+
+
+def _num_dynamic(wanted: Hyperparameters, found: int | None, name: str) -> int:
+    if wanted.num_dynamic_feat != "auto" and int(wanted.num_dynamic_feat) != (found or 0):
+        raise ClientError(
+            f"hyperparameter num_dynamic_feat: {wanted.num_dynamic_feat}, but `dynamic_feat` of channel '{name}' has "
+            f"{found or 0} rows."
+        )
+    return found or 0
+
+
+def batches(
+    numbers: NDArray[np.int64], begins: NDArray[np.int64], size: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Both in parts of `size`; the last may be smaller."""
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size], begins[start : start + size]

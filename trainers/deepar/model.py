@@ -1,0 +1,235 @@
+"""DeepAR's network (Salinas et al. 2017, arXiv:1704.04110): an LSTM over lagged targets, calendar and categories.
+
+One step reads the scaled targets of `lags` steps before it, the calendar and the features of its own time, the series'
+scale and embeddings, and gives a forecast of its own target.
+"""
+
+# N series (or windows), S samples, R = N S rows, T steps, C context, P prediction, L lags, F features, K categories,
+# H cells, G = 4 H gates, in the order input, forget, output, candidate
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainers.deepar.likelihoods import Likelihood
+from trainers.deepar.recurrence import unroll
+
+__all__ = ["Network", "Sampler", "Sizes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    lags: tuple[int, ...]
+    """Ascending; the first is 1."""
+    num_features: int
+    """Of the calendar, the age, and `dynamic_feat`."""
+    cardinalities: tuple[int, ...]
+    embedding_dimension: int
+    num_cells: int
+    num_layers: int
+    dropout_rate: float
+    likelihood: str
+    context_length: int
+    prediction_length: int
+
+    @property
+    def history(self) -> int:
+        """Steps before the forecast that it depends on."""
+        return self.context_length + self.lags[-1]
+
+
+class Network(nn.Module):
+    """Attributes: default_scale: () float32, of series without an observation other than 0 in their context."""
+
+    def __init__(self, sizes: Sizes, default_scale: float = 1.0) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.likelihood = Likelihood(sizes.likelihood)
+        self.default_scale = nn.Buffer(torch.tensor(float(default_scale)))
+        self.embeddings = nn.ModuleList(nn.Embedding(count, sizes.embedding_dimension) for count in sizes.cardinalities)
+        width = len(sizes.lags) + sizes.num_features + 1 + len(sizes.cardinalities) * sizes.embedding_dimension
+        cells = sizes.num_cells
+        inputs = [width, *[cells] * (sizes.num_layers - 1)]
+        bound = 1 / math.sqrt(cells)
+        self.weight_ih = nn.ParameterList(torch.empty(4 * cells, each).uniform_(-bound, bound) for each in inputs)
+        self.weight_hh = nn.ParameterList(torch.empty(4 * cells, cells).uniform_(-bound, bound) for _ in inputs)
+        self.bias = nn.ParameterList(_bias(cells, bound) for _ in inputs)
+        self.head = nn.Linear(cells, self.likelihood.num_parameters)
+
+    def scale_of(self, target_NC: Tensor, observed_NC: Tensor) -> Tensor:
+        """(N, 1): the mean of the context's absolute values, over what was observed."""
+        if not self.likelihood.scaled:
+            return torch.ones_like(target_NC[:, :1])
+        total_N1 = (target_NC.abs() * observed_NC).sum(dim=1, keepdim=True)
+        mean_N1 = total_N1 / observed_NC.sum(dim=1, keepdim=True).clamp(min=1.0)
+        return torch.where(mean_N1 > 0, mean_N1, self.default_scale)
+
+    def static_of(self, scale_N1: Tensor, category_NK: Tensor | None) -> Tensor:
+        """(N, 1 + K * embedding): what is the same at all steps of a series."""
+        parts = [torch.log(scale_N1)]
+        if category_NK is not None:
+            parts += [table(category_NK[:, place]) for place, table in enumerate(self.embeddings)]
+        return torch.cat(parts, dim=1)
+
+    def losses(
+        self, target_NT: Tensor, observed_NT: Tensor, features_NTF: Tensor, category_NK: Tensor | None
+    ) -> Tensor:
+        """The loss of every step of windows of context and prediction, unrolled as one; (N, C + P).
+
+        Args:
+            target_NT: (N, longest lag + C + P) float32, gaps filled.
+            observed_NT: (N, C + P) float32, 1 where the target is known; others have loss 0.
+            features_NTF: (N, C + P, F) float32.
+            category_NK: (N, K) int64.
+        """
+        sizes = self.sizes
+        longest, context = sizes.lags[-1], sizes.context_length
+        num_steps = target_NT.shape[1] - longest
+        scale_N1 = self.scale_of(target_NT[:, longest : longest + context], observed_NT[:, :context])
+        scaled_NT = target_NT / scale_N1
+        steps_T1 = torch.arange(longest, longest + num_steps, device=target_NT.device)[:, None]
+        lagged_NTL = scaled_NT[:, steps_T1 - torch.tensor(sizes.lags, device=target_NT.device)]
+        static_NT = self.static_of(scale_N1, category_NK)[:, None].expand(-1, num_steps, -1)
+        output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
+        share = sizes.dropout_rate if self.training else 0.0
+        for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
+            output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
+        raw = self.head(output_TNH).transpose(0, 1).unbind(dim=2)
+        fit = self.likelihood.parameters_of(list(raw))
+        return self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
+
+
+class Sampler(nn.Module):
+    """Paths of the future by ancestral sampling, all series and samples at once.
+
+    What is the same for all samples of a series is computed once for it. Rows lie along the last axis, so that gates
+    are contiguous blocks and a lag is a row that is there already.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        sizes = network.sizes
+        self.network = network
+        self.likelihood = network.likelihood
+        self.near = [lag for lag in sizes.lags if lag < sizes.prediction_length]
+        """These reach into the forecast itself."""
+        self.register_buffer("lag_ats", torch.tensor(sizes.lags), persistent=False)
+
+    def forward(
+        self,
+        target_NT: Tensor,
+        observed_NT: Tensor,
+        features_NTF: Tensor,
+        noise_NSPW: Tensor,
+        category_NK: Tensor | None = None,
+    ) -> Tensor:
+        """Samples, (N, S, P) float32.
+
+        Args:
+            target_NT: (N, T) float32, what is known before the forecast, gaps filled; of any length.
+            observed_NT: (N, T) float32, 1 where it was observed.
+            features_NTF: (N, C + P, F) float32.
+            noise_NSPW: (N, S, P, W) float32, evenly from (0, 1), W as the likelihood says.
+            category_NK: (N, K) int64, of models with categories.
+        """
+        network, sizes = self.network, self.network.sizes
+        history, context = sizes.history, sizes.context_length
+        empty_NT = torch.zeros_like(features_NTF[:, :1, 0]).repeat(1, history)
+        target_NT = torch.cat([empty_NT, target_NT], dim=1)[:, -history:]
+        observed_NT = torch.cat([empty_NT, observed_NT], dim=1)[:, -history:]
+        scale_N1 = network.scale_of(target_NT[:, -context:], observed_NT[:, -context:])
+        scaled_NT = target_NT / scale_N1
+        static_NE = network.static_of(scale_N1, category_NK)
+        states = self._read_context(scaled_NT, features_NTF, static_NE)
+        return self._forecast(scaled_NT, features_NTF, static_NE, states, noise_NSPW, scale_N1)
+
+    def _read_context(self, scaled_NT: Tensor, features_NTF: Tensor, static_NE: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The states of all layers behind the context, each (H, N)."""
+        network, sizes = self.network, self.network.sizes
+        first = sizes.history - sizes.context_length
+        steps_T1 = torch.arange(first, sizes.history, device=scaled_NT.device)[:, None]
+        lagged_NTL = scaled_NT[:, (steps_T1 - self.lag_ats).flatten()].unflatten(1, (sizes.context_length, -1))
+        features_NCF = features_NTF[:, : sizes.context_length]
+        static_NCE = static_NE[:, None].expand(-1, sizes.context_length, -1)
+        given_TIN = torch.cat([lagged_NTL, features_NCF, static_NCE], dim=2).permute(1, 2, 0)
+        states = []
+        for weight_ih, weight_hh, bias in zip(network.weight_ih, network.weight_hh, network.bias, strict=True):
+            gates_TGN = torch.matmul(weight_ih, given_TIN) + bias[:, None]
+            hidden_HN = cell_HN = torch.zeros_like(gates_TGN[0, : sizes.num_cells])
+            outputs = []
+            for step in range(sizes.context_length):
+                hidden_HN, cell_HN = self._cell(gates_TGN[step] + weight_hh @ hidden_HN, hidden_HN, cell_HN)
+                outputs.append(hidden_HN)
+            given_TIN = torch.stack(outputs)
+            states.append((hidden_HN, cell_HN))
+        return states
+
+    def _forecast(
+        self,
+        scaled_NT: Tensor,
+        features_NTF: Tensor,
+        static_NE: Tensor,
+        states: list[tuple[Tensor, Tensor]],
+        noise_NSPW: Tensor,
+        scale_N1: Tensor,
+    ) -> Tensor:
+        network, sizes = self.network, self.network.sizes
+        num_lags, length = len(sizes.lags), sizes.prediction_length
+        weight_GI = network.weight_ih[0]
+        samples_like_NS = torch.zeros_like(noise_NSPW[:, :, 0, 0])
+
+        def rows(series_HN: Tensor) -> Tensor:
+            """(H, R): each series' column once for each of its samples."""
+            return (series_HN[:, :, None] + samples_like_NS).flatten(1)
+
+        states = [(rows(hidden), rows(cell)) for hidden, cell in states]
+        scale_R = rows(scale_N1.t())[0]
+        noise_PWR = noise_NSPW.permute(2, 3, 0, 1).flatten(2)
+        always_PIN = torch.cat(
+            [features_NTF[:, sizes.context_length :], static_NE[:, None].expand(-1, length, -1)], dim=2
+        ).permute(1, 2, 0)
+        base_PGN = torch.matmul(weight_GI[:, num_lags:], always_PIN) + network.bias[0][:, None]
+        paths: list[Tensor] = []
+        for step in range(length):
+            # lags that reach behind the forecast's start are known, and the same for all samples
+            known = [place for place, lag in enumerate(sizes.lags) if lag > step]
+            met = [place for place, lag in enumerate(sizes.lags) if lag <= step]
+            base_GN = base_PGN[step]
+            if known:
+                ats = torch.tensor([sizes.history + step - sizes.lags[place] for place in known])
+                base_GN = base_GN + weight_GI[:, torch.tensor(known)] @ scaled_NT[:, ats].t()
+            parts = [states[0][0], *(paths[step - sizes.lags[place]][None] for place in met)]
+            joint_GI = torch.cat([network.weight_hh[0], weight_GI[:, torch.tensor(met, dtype=torch.int64)]], dim=1)
+            gates_GR = (joint_GI @ torch.cat(parts, dim=0)) + rows(base_GN)
+            states[0] = self._cell(gates_GR, *states[0])
+            for layer in range(1, sizes.num_layers):
+                joint_GI = torch.cat([network.weight_hh[layer], network.weight_ih[layer]], dim=1)
+                gates_GR = joint_GI @ torch.cat([states[layer][0], states[layer - 1][0]], dim=0)
+                states[layer] = self._cell(gates_GR + network.bias[layer][:, None], *states[layer])
+            raw_KR = network.head.weight @ states[-1][0] + network.head.bias[:, None]
+            fit = self.likelihood.parameters_of(list(raw_KR.unbind(0)))
+            paths.append(self.likelihood.sample(fit, scale_R, list(noise_PWR[step].unbind(0))))
+        samples_RP = torch.stack(paths, dim=1) * scale_R[:, None]
+        return samples_RP.view(noise_NSPW.shape[0], noise_NSPW.shape[1], length)
+
+    def _cell(self, gates_GR: Tensor, hidden_HR: Tensor, cell_HR: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of an LSTM. Zoneout's expectation: a share of the old state stays (Krueger et al. 2017)."""
+        sizes = self.network.sizes
+        share, cells = sizes.dropout_rate, sizes.num_cells
+        opened_HR = torch.sigmoid(gates_GR[: 3 * cells])
+        new_HR = opened_HR[cells : 2 * cells] * cell_HR + opened_HR[:cells] * torch.tanh(gates_GR[3 * cells :])
+        output_HR = opened_HR[2 * cells :] * torch.tanh(new_HR)
+        if not share:
+            return output_HR, new_HR
+        return output_HR + share * (hidden_HR - output_HR), new_HR + share * (cell_HR - new_HR)
+
+
+def _bias(cells: int, bound: float) -> Tensor:
+    """Forget gates begin open (Jozefowicz et al. 2015)."""
+    bias = torch.empty(4 * cells).uniform_(-bound, bound)
+    bias[cells : 2 * cells] = 1
+    return bias

@@ -1,0 +1,360 @@
+"""Train DeepAR: what is read straight down here is what happens."""
+
+# N windows, S samples, P steps
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from formats.forecasting import uniform_noise
+from formats.time_frequency import Frequency
+from formats.timeseries import Series
+from trainers import loop
+from trainers.deepar import data
+from trainers.deepar.data import Fields, SeriesSet, Windows
+from trainers.deepar.evaluation import Scores, scores
+from trainers.deepar.hyperparameters import Hyperparameters
+from trainers.deepar.model import Network, Sampler, Sizes
+from trainers.distributed import World, joined
+from trainers.early_stopping import EarlyStopping
+from trainers.hyperparameter_schema import parse, plain_values
+from trainers.job import ClientError, Job
+from trainers.progress import EpochLog, log
+from trainers.vision.runs import write_json, write_model
+
+__all__ = ["Learner", "forecast", "train"]
+
+_OBJECTIVE = "minus_train_loss"
+_LONGEST_GRADIENT = 10.0
+_BATCHES_PER_LINE = 5
+_ROWS_AT_ONCE = 20_000
+_HOST = "algo-1"
+
+
+def train(job: Job, bar: Progress | None = None) -> Path:
+    """Returns `job.model`: `model.pt`, a state dict, and `model.json`, all that exporters need.
+
+    Raises:
+        ClientError: a hyperparameter, a channel or a record is wrong.
+    """
+    wanted = parse(Hyperparameters, job.hyperparameters)
+    with joined() as world:
+        _train(job, wanted, world, bar)
+    return job.model
+
+
+def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None) -> None:
+    began = time.perf_counter()
+    log.info("Final configuration: %s", json.dumps(plain_values(wanted)))
+    series, fields = _read_training(job, wanted)
+    test = _read_test(job, wanted, fields) if "test" in job.channels else None
+    sizes = _sizes(wanted, fields)
+    learner = Learner(wanted, sizes, series, fields, world)
+    patience = wanted.early_stopping_patience
+    plan = loop.Plan(
+        name="deepar",
+        epochs=wanted.epochs,
+        num_samples=learner.windows_per_epoch,
+        checkpoint_frequency=None,
+        early_stopping=EarlyStopping(min_epochs=1, patience=patience, tolerance=0.0) if patience else None,
+        identity=_identity(wanted, series),
+        objective=_OBJECTIVE,
+        lines=LossLog,
+    )
+    best = loop.run(job, learner, plan, bar, world)
+    if world.is_first and best.epoch >= 0:
+        loss = -best.metrics.pop(f"validation:{_OBJECTIVE}")
+        best.metrics["train:final_loss"] = loss
+        log.info("Final loss: %s (occurred at epoch %d)", loss, best.epoch)
+        log.info("#quality_metric: host=%s, train final_loss <loss>=%s", _HOST, loss)
+    if best.finished and test is not None and world.is_first:
+        learner.network.load_state_dict(best.state)
+        measured = evaluate(learner.network, Frequency.parse(wanted.time_freq), test, fields, wanted)
+        best.metrics.update(_tell_scores(measured))
+        write_json(job.output / "evaluation.json", _report(measured))
+    if world.is_first:
+        described = {"hyperparameters": plain_values(wanted), "sizes": asdict(sizes), "num_dynamic": fields.num_dynamic}
+        write_model(job, described, best)
+        _tell_metrics(best.metrics, began)
+    world.meet()
+
+
+def _read_training(job: Job, wanted: Hyperparameters) -> tuple[list[Series], Fields]:
+    series = data.read_channel(job, "train")
+    data.announce(series, "train")
+    fields = Fields.of(series, wanted, "train")
+    data.check_target(series, wanted.likelihood, "train")
+    data.check_enough(series, wanted.prediction_length)
+    return series, fields
+
+
+def _read_test(job: Job, wanted: Hyperparameters, fields: Fields) -> list[Series]:
+    series = data.read_channel(job, "test")
+    data.announce(series, "test")
+    found = Fields.of(series, wanted, "test")
+    if (len(found.cardinalities), found.num_dynamic) != (len(fields.cardinalities), fields.num_dynamic):
+        raise ClientError("Channel 'test': `cat` and `dynamic_feat` must be as in channel 'train'.")
+    if fields.cardinalities:
+        data.check_categories(series, fields.cardinalities, "test")
+    data.check_target(series, wanted.likelihood, "test")
+    return series
+
+
+def _sizes(wanted: Hyperparameters, fields: Fields) -> Sizes:
+    frequency = Frequency.parse(wanted.time_freq)
+    return Sizes(
+        lags=tuple(frequency.lags()),
+        num_features=len(frequency.feature_names) + fields.num_dynamic,
+        cardinalities=fields.cardinalities,
+        embedding_dimension=wanted.embedding_dimension,
+        num_cells=wanted.num_cells,
+        num_layers=wanted.num_layers,
+        dropout_rate=wanted.dropout_rate,
+        likelihood=wanted.likelihood,
+        context_length=wanted.context_length,
+        prediction_length=wanted.prediction_length,
+    )
+
+
+def _identity(wanted: Hyperparameters, series: list[Series]) -> str:
+    """Same text, same run: hyperparameters and data."""
+    digest = hashlib.sha256(json.dumps(plain_values(wanted), sort_keys=True).encode())
+    for each in series:
+        digest.update(f"{each.start}{each.cat}".encode() + each.target.tobytes())
+        digest.update(b"" if each.dynamic_feat is None else each.dynamic_feat.tobytes())
+    return digest.hexdigest()
+
+
+# ---- learning ----------------------------------------------------------------------------------------------------
+
+
+class LossLog(EpochLog):
+    """The lines of the original's forecaster (contract, section 4)."""
+
+    _num_windows = 0
+
+    def begin(self, epoch: int) -> None:
+        super().begin(epoch)
+        self._num_windows = 0
+
+    def batch(self, num_samples: int, accuracy: Callable[[], float]) -> None:
+        """What the others know as accuracy is the mean loss here."""
+        self._num_windows += num_samples
+        number, self._num_batches = self._num_batches, self._num_batches + 1
+        if self._bar and self._line is not None:
+            self._bar.advance(self._line, num_samples)
+        elif number % _BATCHES_PER_LINE == 0:
+            mean = accuracy()
+            log.info("Epoch[%d] Batch[%d] avg_epoch_loss=%f", self._epoch, number, mean)
+            log.info("#quality_metric: host=%s, epoch=%d, batch=%d train loss <loss>=%s",
+                     _HOST, self._epoch, number, mean)  # fmt: skip
+
+    def trained(self, metrics: Mapping[str, float]) -> None:
+        log.info("processed a total of %d examples", self._num_windows)
+        log.info("#quality_metric: host=%s, epoch=%d, train loss <loss>=%s", _HOST, self._epoch, metrics["loss"])
+        log.info("#progress_metric: host=%s, completed %s %% of epochs", _HOST, 100 * (self._epoch + 1) // self._epochs)
+        log.info("#throughput_metric: host=%s, train throughput=%s records/second",
+                 _HOST, self._num_windows / max(self.seconds, 1e-9))  # fmt: skip
+
+    def validated(self, metrics: Mapping[str, float]) -> None:
+        """There is nothing but the loss."""
+
+    def improved(self, objective: str, value: float) -> None:  # noqa: ARG002
+        log.info("best epoch loss so far: %f", -value)
+
+
+class Learner:
+    """Network, optimizer and data of one run; see `loop.Learner`."""
+
+    def __init__(
+        self, wanted: Hyperparameters, sizes: Sizes, series: list[Series], fields: Fields, world: World
+    ) -> None:
+        self._wanted, self._sizes, self._world, self._device = wanted, sizes, world, world.device
+        self._frequency = Frequency.parse(wanted.time_freq)
+        self._series = SeriesSet.of(
+            series, sizes.history, use_cat=bool(fields.cardinalities), num_dynamic=fields.num_dynamic
+        )
+        torch.manual_seed(wanted.seed)
+        self.network = Network(sizes, _default_scale(self._series)).to(self._device)
+        self._trained = world.wrap(_Losses(self.network))
+        self._optimizer = torch.optim.Adam(self.network.parameters(), wanted.learning_rate)
+        self._loss = math.nan
+        num_usable = int((self._series.lengths >= wanted.prediction_length).sum())
+        passes, chance = data.passes_of(num_usable, wanted.mini_batch_size)
+        self.windows_per_epoch = max(1, round(passes * num_usable * chance))
+        if passes > 1:
+            log.info("Small number of time series. Doing %d passes over dataset with prob %s per epoch.",
+                     passes, chance)  # fmt: skip
+
+    def train_epoch(self, epoch: int, batch_done: loop.BatchDone) -> dict[str, float]:
+        wanted = self._wanted
+        self._trained.train()
+        random = np.random.default_rng((wanted.seed, epoch))
+        torch.manual_seed(wanted.seed * 1_000_003 + epoch * 1009 + self._world.rank)  # zoneout draws from it
+        numbers, begins = data.visits(self._series.lengths, wanted.mini_batch_size, wanted.prediction_length, random)
+        totals = torch.zeros(2, dtype=torch.float64, device=self._device)  # losses, observed steps
+
+        def mean_loss() -> float:
+            total, count = totals.tolist()
+            return total / max(count, 1.0)
+
+        for some, begin in data.batches(numbers, begins, wanted.mini_batch_size):
+            places = self._world.share(np.arange(len(some)))
+            windows = self._cut(some[places], begin[places])
+            count = windows[1].sum()
+            everywhere = self._world.sum(count.clone()).clamp(min=1)
+            loss = self._trained(*windows).sum()
+            self._optimizer.zero_grad(set_to_none=True)
+            # gradients are averaged over processes, and each has its part of the sum alone
+            (loss / everywhere * self._world.size).backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), _LONGEST_GRADIENT)
+            self._optimizer.step()
+            totals += torch.stack([loss.detach().double(), count.double()])
+            batch_done(len(some), mean_loss)
+        total, count_everywhere = self._world.sum(totals).tolist()
+        self._loss = total / max(count_everywhere, 1.0)
+        if not math.isfinite(self._loss):
+            raise ClientError(
+                f"Training diverged in epoch {epoch}: the loss is {self._loss}; try a smaller learning_rate."
+            )
+        return {"loss": self._loss}
+
+    def validate(self) -> dict[str, float]:
+        """The best model is that of the least training loss, as in the original."""
+        return {_OBJECTIVE: -self._loss}
+
+    def model_state(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.model_state(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _cut(self, numbers: NDArray[np.int64], begins: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        sizes = self._sizes
+        windows = data.cut(
+            self._series, self._frequency, numbers, begins, longest_lag=sizes.lags[-1],
+            context=sizes.context_length, prediction=sizes.prediction_length,
+        )  # fmt: skip
+        return tensors_of(windows, self._device)
+
+
+class _Losses(nn.Module):
+    """What processes train together."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, target_NT: Tensor, observed_NT: Tensor, features_NTF: Tensor, category_NK: Tensor | None = None
+    ) -> Tensor:
+        return self.network.losses(target_NT, observed_NT, features_NTF, category_NK)
+
+
+def tensors_of(windows: Windows, device: torch.device) -> tuple[Tensor, ...]:
+    """Without the categories where there are none."""
+    parts = windows if windows.category.shape[1] else windows[:3]
+    return tuple(torch.from_numpy(part).to(device, non_blocking=True) for part in parts)
+
+
+def _default_scale(series: SeriesSet) -> float:
+    known = np.abs(series.target[series.observed])
+    return float(known.mean()) if known.any() else 1.0
+
+
+# ---- scores ------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def forecast(
+    network: Network, frequency: Frequency, series: SeriesSet, begins: NDArray[np.int64], num_samples: int, seed: int
+) -> NDArray[np.float32]:
+    """Paths from step `begins[i]` of each series i, from what is known before it: (N, S, P)."""
+    sizes, device = network.sizes, network.default_scale.device
+    sampler = Sampler(network).eval().to(device)
+    random = np.random.default_rng(seed)
+    size = max(1, _ROWS_AT_ONCE // num_samples)
+    found = []
+    for numbers, begin in data.batches(np.arange(len(series)), begins, size):
+        windows = data.cut(
+            series, frequency, numbers, begin, longest_lag=sizes.lags[-1], context=sizes.context_length,
+            prediction=sizes.prediction_length,
+        )  # fmt: skip
+        target, observed, features, *category = tensors_of(windows, device)
+        shape = (len(numbers), num_samples, sizes.prediction_length, network.likelihood.num_noise)
+        noise = torch.from_numpy(uniform_noise(shape, random)).to(device)
+        known = torch.zeros_like(target)
+        known[:, sizes.lags[-1] :] = observed
+        given = (each[:, : sizes.history] for each in (target, known))
+        found.append(sampler(*given, features, noise, *category).cpu().numpy())
+    return np.concatenate(found)
+
+
+def evaluate(
+    network: Network, frequency: Frequency, test: list[Series], fields: Fields, wanted: Hyperparameters
+) -> Scores:
+    """Forecasts of the last steps of each test series, which are withheld, beside what they are."""
+    prediction = wanted.prediction_length
+    network.eval()
+    series = SeriesSet.of(
+        test, network.sizes.history, use_cat=bool(fields.cardinalities), num_dynamic=fields.num_dynamic
+    )
+    begins = np.maximum(series.lengths - prediction, 0)
+    target = np.full((len(test), prediction), np.nan)
+    for row, each, begin in zip(target, test, begins.tolist(), strict=True):
+        row[: len(each.target) - begin] = each.target[begin:]
+    samples = forecast(network, frequency, series, begins, wanted.num_eval_samples, wanted.seed)
+    try:
+        return scores(samples, target, wanted.test_quantiles)
+    except ValueError as error:
+        raise ClientError(f"Channel 'test' cannot be scored: {error}.") from error
+
+
+def _tell_scores(measured: Scores) -> dict[str, float]:
+    mean = measured.mean_weighted_quantile_loss
+    log.info("#test_score (%s, RMSE): %s", _HOST, measured.rmse)
+    log.info("#test_score (%s, mean_absolute_QuantileLoss): %s", _HOST, measured.mean_absolute_quantile_loss)
+    log.info("#test_score (%s, mean_wQuantileLoss): %s", _HOST, mean)
+    for tau, value in measured.weighted_quantile_loss.items():
+        log.info("#test_score (%s, wQuantileLoss[%g]): %s", _HOST, tau, value)
+    log.info("#quality_metric: host=%s, test RMSE <loss>=%s", _HOST, measured.rmse)
+    log.info("#quality_metric: host=%s, test mean_wQuantileLoss <loss>=%s", _HOST, mean)
+    return {"test:RMSE": measured.rmse, "test:mean_wQuantileLoss": mean}
+
+
+def _report(measured: Scores) -> dict[str, Any]:
+    return {
+        "RMSE": measured.rmse,
+        "mean_absolute_QuantileLoss": measured.mean_absolute_quantile_loss,
+        "mean_wQuantileLoss": measured.mean_weighted_quantile_loss,
+        "wQuantileLoss": {f"{tau:g}": value for tau, value in measured.weighted_quantile_loss.items()},
+        "coverage_80": measured.coverage_80,
+    }
+
+
+def _tell_metrics(metrics: Mapping[str, float], began: float) -> None:
+    now = time.time()
+    told = {
+        "StartTime": now - (time.perf_counter() - began),
+        "EndTime": now,
+        "Dimensions": {"Algorithm": "AWS/DeepAR", "Host": _HOST, "Operation": "training"},
+        "Metrics": {name: {"sum": value, "count": 1, "min": value, "max": value} for name, value in metrics.items()},
+    }
+    log.info("#metrics %s", json.dumps(told))

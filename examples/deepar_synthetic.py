@@ -2,7 +2,7 @@
 
     python -m examples.deepar_synthetic OUTPUT [--seed N] [--set NAME=VALUE ...]
 
-The original: test RMSE 0.3284, mean weighted quantile loss 0.03413. The signal itself with its own noise: 0.2861, 0.03077.
+The original: test RMSE 0.3284, mean weighted quantile loss 0.03413. The signal itself with its noise: 0.2861, 0.03077.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def write_series(directory: Path) -> None:
     """`train/train.json` without the last 48 hours of each series, and `test/test.json`."""
-    random = np.random.RandomState(1)  # noqa: NPY002  the published data are made by it
+    random = np.random.RandomState(1)  # the published data are made by it
     hours = np.arange(_LENGTH)
     lines = []
     for _ in range(200):

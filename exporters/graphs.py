@@ -28,6 +28,7 @@ __all__ = [
     "write_graph",
     "write_onnx",
     "write_script",
+    "write_traced",
 ]
 
 PARITY_TOLERANCE = 1e-4
@@ -71,6 +72,13 @@ def write_script(file: Path, module: nn.Module, kept: Sequence[str] = ()) -> Non
     with _quiet():
         scripted = torch.jit.script(module.eval())
         torch.jit.save(torch.jit.freeze(scripted, preserved_attrs=list(kept)), str(file))
+
+
+def write_traced(file: Path, module: nn.Module, sample: tuple[Tensor, ...]) -> None:
+    """What a module in eval mode does to a sample, as frozen TorchScript: loops are unrolled, sizes stay open."""
+    with _quiet():
+        traced = torch.jit.trace(module.eval(), sample, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.freeze(traced), str(file))
 
 
 def write_onnx(

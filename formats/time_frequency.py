@@ -6,7 +6,7 @@ Parsed here and not by pandas, whose spellings of the same frequencies have chan
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -92,8 +92,9 @@ class Frequency:
             steps: (B, T).
         """
         if self.unit == "M":
-            months: NDArray[np.datetime64] = start.astype("M8[M]")[:, None] + steps * self.multiple
-            return months.astype("M8[s]")
+            months = start.astype("M8[M]")[:, None] + (steps * self.multiple).astype("m8[M]")
+            firsts: NDArray[np.datetime64] = months.astype("M8[s]")
+            return firsts
         moved: NDArray[np.datetime64] = start[:, None] + (steps * (self.multiple * _SECONDS[self.unit])).astype("m8[s]")
         return moved
 
@@ -128,14 +129,16 @@ Times = NDArray[np.datetime64]
 def _since(times: Times, unit: str) -> NDArray[np.int64]:
     """Days since the month or year began."""
     days: NDArray[Any] = times.astype("M8[D]")
-    return (days - times.astype(f"M8[{unit}]").astype("M8[D]")).astype(np.int64)
+    passed: NDArray[np.int64] = (days - times.astype(f"M8[{unit}]").astype("M8[D]")).astype(np.int64)
+    return passed
 
 
 def _day_number(times: Times) -> NDArray[np.int64]:
-    return times.astype("M8[D]").astype(np.int64)
+    number: NDArray[np.int64] = times.astype("M8[D]").astype(np.int64)
+    return number
 
 
-_PLACES = {
+_PLACES: dict[str, Callable[[Times], NDArray[Any]]] = {
     "minute_of_hour": lambda t: t.astype("M8[m]").astype(np.int64) % 60 / 59,
     "hour_of_day": lambda t: t.astype("M8[h]").astype(np.int64) % 24 / 23,
     "day_of_week": lambda t: (_day_number(t) + 3) % 7 / 6,  # 1970 began on a Thursday

@@ -12,6 +12,7 @@ __all__ = ["load_handler"]
 
 _HANDLERS = {
     "blazingtext": "handlers.blazingtext:BlazingText",
+    "deepar": "handlers.deepar:DeepAR",
     "image_classification": "handlers.image_classification:ImageClassification",
     "object_detection": "handlers.object_detection:ObjectDetection",
     "semantic_segmentation": "handlers.semantic_segmentation:SemanticSegmentation",

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 _FEWEST_OBSERVATIONS = 300
+_SHARE_OF_COLD_STARTS = 0.1
 _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _PARQUET = (".parquet", ".pq")
 _SUPPORT = {"beta": (0.0, 1.0), "negative-binomial": (0.0, math.inf)}
@@ -119,18 +120,21 @@ def cut(
 
 
 def visits(
-    lengths: NDArray[np.int64], batch_size: int, prediction: int, random: np.random.Generator
+    lengths: NDArray[np.int64], batch_size: int, context: int, prediction: int, random: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which series an epoch visits and where each visit's forecast begins, in random order (contract, section 3.1).
 
+    Forecasts begin where there is a whole context before them, if the series is that long.
     Small sets are gone through several times, each series with a chance, so that there are about ten batches.
     """
     usable = np.flatnonzero(lengths >= prediction)
     passes, chance = passes_of(len(usable), batch_size)
     numbers = np.concatenate([usable[random.random(len(usable)) < chance] for _ in range(passes)])
     random.shuffle(numbers)
-    begins = random.integers(0, lengths[numbers] - prediction + 1)
-    return numbers, begins
+    last = lengths[numbers] - prediction
+    # few visits are of a series' first days, so that new series can be forecast too
+    first = np.where(random.random(len(numbers)) < _SHARE_OF_COLD_STARTS, 0, np.minimum(context, last))
+    return numbers, random.integers(first, last + 1)
 
 
 def passes_of(num_series: int, batch_size: int) -> tuple[int, float]:

@@ -43,9 +43,6 @@ class Likelihood(nn.Module):
         scaled: whether the target is divided by its scale; not where it has bounds.
     """
 
-    kind: torch.jit.Final[str]
-    scaled: torch.jit.Final[bool]
-
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
@@ -81,6 +78,10 @@ class Likelihood(nn.Module):
         if self.kind == "beta":
             return _beta(fit[0], fit[1], scaled.clamp(_SMALLEST, 1 - _SMALLEST))
         return torch.abs(scaled - fit[0])
+
+    def fixed_loss(self, scale: Tensor) -> Tensor:
+        """The part of each loss that is of the scale alone."""
+        return torch.log(scale) if self.kind in ("gaussian", "student-T") else torch.zeros_like(scale)
 
     def sample(self, fit: list[Tensor], scale: Tensor, noise: list[Tensor]) -> Tensor:
         """One scaled sample of each.

@@ -59,6 +59,9 @@ class Network(nn.Module):
         self.weight_hh = nn.ParameterList(torch.empty(4 * cells, cells).uniform_(-bound, bound) for _ in inputs)
         self.bias = nn.ParameterList(_bias(cells, bound) for _ in inputs)
         self.head = nn.Linear(cells, self.likelihood.num_parameters)
+        self.direct = nn.Linear(width, self.likelihood.num_parameters, bias=False)
+        """From a step's inputs past all layers; not in the paper: a season is learned in a few steps by it."""
+        nn.init.zeros_(self.direct.weight)
 
     def scale_of(self, target_NC: Tensor, observed_NC: Tensor) -> Tensor:
         """(N, 1): the mean of the context's absolute values, over what was observed."""
@@ -77,8 +80,10 @@ class Network(nn.Module):
 
     def losses(
         self, target_NT: Tensor, observed_NT: Tensor, features_NTF: Tensor, category_NK: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """The loss of every step of windows of context and prediction, unrolled as one; (N, C + P).
+
+        Also how much of it is the scale's alone, which no model can change; (N, 1).
 
         Args:
             target_NT: (N, longest lag + C + P) float32, gaps filled.
@@ -94,13 +99,14 @@ class Network(nn.Module):
         steps_T1 = torch.arange(longest, longest + num_steps, device=target_NT.device)[:, None]
         lagged_NTL = scaled_NT[:, steps_T1 - torch.tensor(sizes.lags, device=target_NT.device)]
         static_NT = self.static_of(scale_N1, category_NK)[:, None].expand(-1, num_steps, -1)
-        output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
+        given_TNI = output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
         share = sizes.dropout_rate if self.training else 0.0
         for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
             output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
-        raw = self.head(output_TNH).transpose(0, 1).unbind(dim=2)
+        raw = (self.head(output_TNH) + self.direct(given_TNI)).transpose(0, 1).unbind(dim=2)
         fit = self.likelihood.parameters_of(list(raw))
-        return self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
+        losses_NT = self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
+        return losses_NT, self.likelihood.fixed_loss(scale_N1)
 
 
 class Sampler(nn.Module):
@@ -115,9 +121,7 @@ class Sampler(nn.Module):
         sizes = network.sizes
         self.network = network
         self.likelihood = network.likelihood
-        self.near = [lag for lag in sizes.lags if lag < sizes.prediction_length]
-        """These reach into the forecast itself."""
-        self.register_buffer("lag_ats", torch.tensor(sizes.lags), persistent=False)
+        self.lag_ats = nn.Buffer(torch.tensor(sizes.lags), persistent=False)
 
     def forward(
         self,
@@ -152,7 +156,7 @@ class Sampler(nn.Module):
         network, sizes = self.network, self.network.sizes
         first = sizes.history - sizes.context_length
         steps_T1 = torch.arange(first, sizes.history, device=scaled_NT.device)[:, None]
-        lagged_NTL = scaled_NT[:, (steps_T1 - self.lag_ats).flatten()].unflatten(1, (sizes.context_length, -1))
+        lagged_NTL = scaled_NT[:, steps_T1 - self.lag_ats]
         features_NCF = features_NTF[:, : sizes.context_length]
         static_NCE = static_NE[:, None].expand(-1, sizes.context_length, -1)
         given_TIN = torch.cat([lagged_NTL, features_NCF, static_NCE], dim=2).permute(1, 2, 0)
@@ -178,8 +182,11 @@ class Sampler(nn.Module):
         scale_N1: Tensor,
     ) -> Tensor:
         network, sizes = self.network, self.network.sizes
-        num_lags, length = len(sizes.lags), sizes.prediction_length
-        weight_GI = network.weight_ih[0]
+        num_lags, length, num_gates = len(sizes.lags), sizes.prediction_length, 4 * sizes.num_cells
+        # what inputs add to the first layer's gates and, below, to the forecast directly
+        weight_GI = torch.cat([network.weight_ih[0], network.direct.weight], dim=0)
+        bias_G = torch.cat([network.bias[0], network.head.bias], dim=0)
+        weight_GH = torch.cat([network.weight_hh[0], torch.zeros_like(network.head.weight)], dim=0)
         samples_like_NS = torch.zeros_like(noise_NSPW[:, :, 0, 0])
 
         def rows(series_HN: Tensor) -> Tensor:
@@ -192,7 +199,7 @@ class Sampler(nn.Module):
         always_PIN = torch.cat(
             [features_NTF[:, sizes.context_length :], static_NE[:, None].expand(-1, length, -1)], dim=2
         ).permute(1, 2, 0)
-        base_PGN = torch.matmul(weight_GI[:, num_lags:], always_PIN) + network.bias[0][:, None]
+        base_PGN = torch.matmul(weight_GI[:, num_lags:], always_PIN) + bias_G[:, None]
         paths: list[Tensor] = []
         for step in range(length):
             # lags that reach behind the forecast's start are known, and the same for all samples
@@ -203,14 +210,14 @@ class Sampler(nn.Module):
                 ats = torch.tensor([sizes.history + step - sizes.lags[place] for place in known])
                 base_GN = base_GN + weight_GI[:, torch.tensor(known)] @ scaled_NT[:, ats].t()
             parts = [states[0][0], *(paths[step - sizes.lags[place]][None] for place in met)]
-            joint_GI = torch.cat([network.weight_hh[0], weight_GI[:, torch.tensor(met, dtype=torch.int64)]], dim=1)
-            gates_GR = (joint_GI @ torch.cat(parts, dim=0)) + rows(base_GN)
-            states[0] = self._cell(gates_GR, *states[0])
+            joint_GI = torch.cat([weight_GH, weight_GI[:, torch.tensor(met, dtype=torch.int64)]], dim=1)
+            first_GR = joint_GI @ torch.cat(parts, dim=0) + rows(base_GN)
+            states[0] = self._cell(first_GR[:num_gates], *states[0])
             for layer in range(1, sizes.num_layers):
                 joint_GI = torch.cat([network.weight_hh[layer], network.weight_ih[layer]], dim=1)
                 gates_GR = joint_GI @ torch.cat([states[layer][0], states[layer - 1][0]], dim=0)
                 states[layer] = self._cell(gates_GR + network.bias[layer][:, None], *states[layer])
-            raw_KR = network.head.weight @ states[-1][0] + network.head.bias[:, None]
+            raw_KR = network.head.weight @ states[-1][0] + first_GR[num_gates:]
             fit = self.likelihood.parameters_of(list(raw_KR.unbind(0)))
             paths.append(self.likelihood.sample(fit, scale_R, list(noise_PWR[step].unbind(0))))
         samples_RP = torch.stack(paths, dim=1) * scale_R[:, None]

@@ -21,8 +21,10 @@ def unroll(gates_TNG: Tensor, weight_GH: Tensor, zoneout: float) -> Tensor:
     steps, windows, width = gates_TNG.shape
     if zoneout:
         stays = torch.rand(2, steps, windows, width // 4, device=gates_TNG.device) < zoneout
-        return _unroll_with_zoneout(gates_TNG, weight_GH.t(), stays)
-    return _unroll(gates_TNG, weight_GH.t())
+        hidden_TNH: Tensor = _unroll_with_zoneout(gates_TNG, weight_GH.t(), stays)
+    else:
+        hidden_TNH = _unroll(gates_TNG, weight_GH.t())
+    return hidden_TNH
 
 
 @torch.jit.script

@@ -82,7 +82,7 @@ def test_features_are_those_of_context_and_forecast() -> None:
             replace(HORIZON, num_dynamic=1), series([1, 2], dynamic_feat=np.ones((1, 3))),
             "has 3 values a row; expected 4, the 2 of 'target' and 2 of the forecast",
         ),
-        (replace(HORIZON, likelihood="beta"), series([0.5, 1.5]), r"'target'\[1\] is 1.5.* expected a value from 0 to 1"),
+        (replace(HORIZON, likelihood="beta"), series([0.5, 1.5]), r"is 1.5.* expected a value from 0 to 1"),
         (replace(HORIZON, likelihood="negative-binomial"), series([-1]), "expected a value of 0 or more"),
     ],
 )  # fmt: skip

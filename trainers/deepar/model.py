@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainers.deepar.likelihoods import Likelihood
 from trainers.deepar.recurrence import unroll
@@ -59,8 +60,8 @@ class Network(nn.Module):
         self.weight_hh = nn.ParameterList(torch.empty(4 * cells, cells).uniform_(-bound, bound) for _ in inputs)
         self.bias = nn.ParameterList(_bias(cells, bound) for _ in inputs)
         self.head = nn.Linear(cells, self.likelihood.num_parameters)
-        self.direct = nn.Linear(width, self.likelihood.num_parameters, bias=False)
-        """From a step's inputs past all layers; not in the paper: a season is learned in a few steps by it."""
+        self.direct = nn.Linear(len(sizes.lags), self.likelihood.num_parameters, bias=False)
+        """From lagged targets past all layers; not in the paper: a season is learned in a few steps by it."""
         nn.init.zeros_(self.direct.weight)
 
     def scale_of(self, target_NC: Tensor, observed_NC: Tensor) -> Tensor:
@@ -99,11 +100,11 @@ class Network(nn.Module):
         steps_T1 = torch.arange(longest, longest + num_steps, device=target_NT.device)[:, None]
         lagged_NTL = scaled_NT[:, steps_T1 - torch.tensor(sizes.lags, device=target_NT.device)]
         static_NT = self.static_of(scale_N1, category_NK)[:, None].expand(-1, num_steps, -1)
-        given_TNI = output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
+        output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
         share = sizes.dropout_rate if self.training else 0.0
         for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
             output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
-        raw = (self.head(output_TNH) + self.direct(given_TNI)).transpose(0, 1).unbind(dim=2)
+        raw = (self.head(output_TNH).transpose(0, 1) + self.direct(lagged_NTL)).unbind(dim=2)
         fit = self.likelihood.parameters_of(list(raw))
         losses_NT = self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
         return losses_NT, self.likelihood.fixed_loss(scale_N1)
@@ -184,7 +185,8 @@ class Sampler(nn.Module):
         network, sizes = self.network, self.network.sizes
         num_lags, length, num_gates = len(sizes.lags), sizes.prediction_length, 4 * sizes.num_cells
         # what inputs add to the first layer's gates and, below, to the forecast directly
-        weight_GI = torch.cat([network.weight_ih[0], network.direct.weight], dim=0)
+        direct_KI = functional.pad(network.direct.weight, [0, network.weight_ih[0].shape[1] - num_lags])
+        weight_GI = torch.cat([network.weight_ih[0], direct_KI], dim=0)
         bias_G = torch.cat([network.bias[0], network.head.bias], dim=0)
         weight_GH = torch.cat([network.weight_hh[0], torch.zeros_like(network.head.weight)], dim=0)
         samples_like_NS = torch.zeros_like(noise_NSPW[:, :, 0, 0])

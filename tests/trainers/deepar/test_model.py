@@ -1,0 +1,189 @@
+"""The network and its sampler: what they depend on, and what they must not depend on."""
+
+# N series, T steps
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from formats.forecasting import uniform_noise
+from trainers.deepar.hyperparameters import LIKELIHOODS
+from trainers.deepar.model import Network, Sampler, Sizes
+from trainers.deepar.recurrence import unroll, unroll_by_torch
+
+CONTEXT, PREDICTION, LAGS = 6, 4, (1, 2, 3, 7)
+
+
+def network(**changed: Any) -> Network:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "lags": LAGS, "num_features": 2, "cardinalities": (), "embedding_dimension": 3, "num_cells": 8, "num_layers": 2,
+        "dropout_rate": 0.1, "likelihood": "gaussian", "context_length": CONTEXT, "prediction_length": PREDICTION,
+    }  # fmt: skip
+    made = Network(Sizes(**sizes | changed), default_scale=2.0)
+    torch.nn.init.normal_(made.direct.weight, std=0.1)
+    return made.eval()
+
+
+def given(num_series: int = 3, steps: int = 13, seed: int = 0, likelihood: str = "gaussian") -> list[torch.Tensor]:
+    random = np.random.default_rng(seed)
+    target = random.uniform(0.1, 0.9, (num_series, steps))
+    if likelihood == "negative-binomial":
+        target = np.round(target * 9)
+    features = random.normal(size=(num_series, CONTEXT + PREDICTION, 2))
+    return [torch.from_numpy(each.astype(np.float32)) for each in (target, np.ones((num_series, steps)), features)]
+
+
+def noise(num_series: int, num_samples: int, model: Network, seed: int = 5) -> torch.Tensor:
+    shape = (num_series, num_samples, PREDICTION, model.likelihood.num_noise)
+    return torch.from_numpy(uniform_noise(shape, np.random.default_rng(seed)))
+
+
+def windows(num_windows: int = 5, seed: int = 0) -> list[torch.Tensor]:
+    random = np.random.default_rng(seed)
+    target = random.uniform(0.1, 0.9, (num_windows, LAGS[-1] + CONTEXT + PREDICTION))
+    features = random.normal(size=(num_windows, CONTEXT + PREDICTION, 2))
+    observed = np.ones((num_windows, CONTEXT + PREDICTION))
+    return [torch.from_numpy(each.astype(np.float32)) for each in (target, observed, features)]
+
+
+def test_a_path_is_what_teacher_forcing_on_it_expects() -> None:
+    """Without noise, a forecast fed back as truth must lie where the network sees no loss: both unroll alike."""
+    model = network(likelihood="deterministic-L1", num_layers=3)
+    target, observed, features = given(steps=LAGS[-1] + CONTEXT)
+    path = Sampler(model)(target, observed, features, noise(3, 1, model))[:, 0]
+
+    whole = torch.cat([target, path], dim=1)
+    losses, _ = model.losses(whole, torch.ones(3, CONTEXT + PREDICTION), features, None)
+
+    # zoneout's expectation is the sampler's alone; without it both are one network
+    plain = network(likelihood="deterministic-L1", num_layers=3, dropout_rate=0.0)
+    plain_path = Sampler(plain)(target, observed, features, noise(3, 1, plain))[:, 0]
+    plain_losses, _ = plain.losses(
+        torch.cat([target, plain_path], dim=1), torch.ones(3, CONTEXT + PREDICTION), features, None
+    )
+    assert plain_losses[:, CONTEXT:].abs().max() < 1e-5
+    assert plain_losses[:, :CONTEXT].abs().min() > 1e-4
+    assert losses[:, CONTEXT:].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_a_series_is_forecast_alike_alone_and_beside_others(kind: str) -> None:
+    model = network(likelihood=kind, cardinalities=(4, 2))
+    sampler = Sampler(model)
+    target, observed, features = given(likelihood=kind)
+    category = torch.tensor([[0, 1], [3, 0], [2, 1]])
+    together = sampler(target, observed, features, noise(3, 5, model), category)
+
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone = sampler(target[part], observed[part], features[part], noise(3, 5, model)[part], category[part])
+        assert alone.detach().numpy() == pytest.approx(together[part].detach().numpy(), rel=1e-4, abs=1e-5)
+    assert together.shape == (3, 5, PREDICTION)
+
+
+def test_unknown_steps_before_a_series_change_nothing() -> None:
+    model = network()
+    sampler = Sampler(model)
+    target, observed, features = given(steps=5)
+    short = sampler(target, observed, features, noise(3, 4, model))
+    for more in (1, 20):
+        before = torch.zeros(3, more)
+        longer = sampler(torch.cat([before, target], 1), torch.cat([before, observed], 1), features, noise(3, 4, model))
+        assert torch.equal(longer, short)
+
+
+def test_history_beyond_context_and_lags_changes_nothing() -> None:
+    model = network()
+    target, observed, features = given(steps=40)
+    reach = CONTEXT + LAGS[-1]
+    whole = Sampler(model)(target, observed, features, noise(3, 4, model))
+
+    assert torch.equal(Sampler(model)(target[:, -reach:], observed[:, -reach:], features, noise(3, 4, model)), whole)
+
+
+def test_forecasts_grow_with_their_series() -> None:
+    """Twice the target is twice the forecast, but for the logarithm of the scale that the network reads."""
+    model = network()
+    with torch.no_grad():
+        model.weight_ih[0][:, len(LAGS) + 2] = 0
+    target, observed, features = given()
+    once = Sampler(model)(target, observed, features, noise(3, 4, model))
+    twice = Sampler(model)(2 * target, observed, features, noise(3, 4, model))
+
+    assert twice.detach().numpy() == pytest.approx(2 * once.detach().numpy(), rel=1e-4)
+
+
+def test_a_series_of_nothing_has_the_default_scale() -> None:
+    model = network()
+    target, observed = torch.zeros(2, CONTEXT), torch.ones(2, CONTEXT)
+    target[1, 0] = 6.0
+
+    assert model.scale_of(target, observed).flatten().tolist() == [2.0, 1.0]
+    assert model.scale_of(target, torch.zeros(2, CONTEXT)).flatten().tolist() == [2.0, 2.0]
+    assert network(likelihood="beta").scale_of(target, observed).flatten().tolist() == [1.0, 1.0]
+
+
+def test_what_is_not_observed_has_no_loss_and_no_gradient() -> None:
+    model = network()
+    target, observed, features = windows()
+    observed[:, -1] = 0
+    other = target.clone()
+    other[:, -1] = 99.0
+
+    losses, _ = model.losses(target, observed, features, None)
+    assert torch.equal(losses, model.losses(other, observed, features, None)[0])
+    assert not losses[:, -1].any()
+
+
+def test_every_parameter_learns() -> None:
+    model = network(cardinalities=(4,), likelihood="student-T").train()
+    losses, _ = model.losses(*windows(), torch.tensor([[0], [1], [2], [3], [0]]))
+    losses.mean().backward()
+
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_one_window_is_learned_by_heart() -> None:
+    model = network(dropout_rate=0.0).train()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(300):
+        losses, _ = model.losses(*windows(1), None)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+
+    assert losses.mean() < -1.5  # a deviation of 0.05 has -1.6
+
+
+def test_zoneout_keeps_so_many_units_as_they_were() -> None:
+    torch.manual_seed(0)
+    hidden = unroll(torch.randn(50, 20, 4 * 16), torch.zeros(64, 16), 0.25)
+    stayed = (hidden[1:] == hidden[:-1]).float().mean()
+
+    assert float(stayed) == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / (49 * 20 * 16)))
+    assert not (unroll(torch.randn(50, 20, 64), torch.zeros(64, 16), 0.0).diff(dim=0) == 0).any()
+
+
+def test_the_compiled_kernel_and_its_derivative_are_those_of_torch() -> None:
+    for zoneout in (0.0, 0.3):
+        torch.manual_seed(1)
+        gates, weight = torch.randn(9, 21, 4 * 7, requires_grad=True), torch.randn(28, 7, requires_grad=True)
+        torch.manual_seed(2)
+        ours = unroll(gates, weight, zoneout)
+        torch.manual_seed(2)
+        theirs = unroll_by_torch(gates, weight, torch.rand(2, 9, 21, 7) < zoneout)
+        slope = torch.randn_like(ours)
+
+        assert ours.detach().numpy() == pytest.approx(theirs.detach().numpy(), abs=2e-6)
+        found = torch.autograd.grad((ours * slope).sum(), (gates, weight))
+        expected = torch.autograd.grad((theirs * slope).sum(), (gates, weight))
+        for one, other in zip(found, expected, strict=True):
+            assert one.numpy() == pytest.approx(other.numpy(), rel=1e-4, abs=1e-5)

@@ -1,0 +1,308 @@
+"""Training as its users call it: files in, the original's log lines and a model out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from formats.timeseries import Series, write, write_parquet
+from trainers.checkpoints import load
+from trainers.container import run_container
+from trainers.deepar.data import Fields, SeriesSet, cut, passes_of, visits
+from trainers.deepar.evaluation import scores
+from trainers.deepar.hyperparameters import Hyperparameters
+from trainers.hyperparameter_schema import parse
+from trainers.job import ClientError
+from trainers.run import train
+
+START = datetime(2024, 3, 1)
+VALUES: dict[str, Any] = {
+    "time_freq": "H", "context_length": 12, "prediction_length": 6, "epochs": 2, "num_cells": 8, "num_layers": 1,
+    "mini_batch_size": 8, "likelihood": "gaussian", "num_eval_samples": 20,
+}  # fmt: skip
+Edit = Callable[[int, Series], Series]
+
+
+def same(_number: int, series: Series) -> Series:
+    return series
+
+
+def waves(count: int = 12, length: int = 80, edit: Edit = same) -> list[Series]:
+    random = np.random.default_rng(0)
+    hours = np.arange(length)
+    made = []
+    for number in range(count):
+        level = 1 + 9 * random.random()
+        values = level * (1 + 0.3 * np.sin(2 * np.pi * hours / 24) + 0.02 * random.normal(size=length))
+        made.append(edit(number, Series(START, values)))
+    return made
+
+
+def channel(directory: Path, series: list[Series], name: str = "a.json") -> Path:
+    directory.mkdir(parents=True)
+    with (directory / name).open("wb") as file:
+        (write_parquet if name.endswith("parquet") else write)(file, series)
+    return directory
+
+
+def channels(directory: Path, edit: Edit = same) -> dict[str, Path]:
+    return {
+        "train": channel(directory / "train", waves(edit=edit)),
+        "test": channel(directory / "test", waves(length=86, edit=edit)),
+    }
+
+
+def test_the_log_has_the_lines_that_scrapers_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "penstock.train"):
+        train("deepar", channels(tmp_path), VALUES, tmp_path / "out")
+
+    for line in (
+        r"#quality_metric: host=\S+, test RMSE <loss>=(\S+)",
+        r"#quality_metric: host=\S+, test mean_wQuantileLoss <loss>=(\S+)",
+        r"#quality_metric: host=\S+, train final_loss <loss>=(\S+)",
+        r"#quality_metric: host=\S+, epoch=\S+, train loss <loss>=(\S+)",
+        r"#quality_metric: host=\S+, epoch=\S+, batch=\S+ train loss <loss>=(\S+)",
+        r"#progress_metric: host=\S+, completed (\S+) %",
+        r"#throughput_metric: host=\S+, train throughput=(\S+) records/second",
+        r"#test_score \(algo-1, RMSE\): \S+",
+        r"#test_score \(algo-1, mean_absolute_QuantileLoss\): \S+",
+        r"#test_score \(algo-1, wQuantileLoss\[0\.9\]\): \S+",
+        r"Epoch\[0\] Batch\[5\] avg_epoch_loss=",
+        r"Final loss: \S+ \(occurred at epoch \d+\)",
+        r"Small number of time series\. Doing 7 passes over dataset with prob 0\.95\d* per epoch",
+        r"\[cardinality=auto\] `cat` field was NOT found in the file `train` and will NOT be used for training\.",
+        r"number of time series: 12",
+        r"#metrics \{",
+    ):
+        assert re.search(line, caplog.text), line
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {"RMSE", "mean_wQuantileLoss", "wQuantileLoss", "coverage_80"} <= set(report)
+
+
+def test_a_season_is_learned(tmp_path: Path) -> None:
+    given = channels(tmp_path)
+    train(
+        "deepar",
+        given,
+        VALUES | {"epochs": 100, "context_length": 24, "num_cells": 16, "learning_rate": 0.002},
+        tmp_path / "out",
+    )
+
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    naive = scores(
+        np.stack([each.target[None, -30:-24] for each in waves(length=86)]).astype(np.float32),
+        np.stack([each.target[-6:] for each in waves(length=86)]), (0.5,),
+    )  # fmt: skip
+    assert report["RMSE"] < 2 * naive.rmse  # which knows the season, and has little noise to repeat
+
+
+@pytest.mark.parametrize("likelihood", ["student-t", "beta", "negative-binomial", "deterministic-L1"])
+def test_every_likelihood_trains_with_gaps_categories_and_features(tmp_path: Path, likelihood: str) -> None:
+    def edit(number: int, series: Series) -> Series:
+        target = series.target / 20 if likelihood == "beta" else np.round(series.target)
+        target[number : number + 5] = np.nan
+        return Series(START, target, (number % 3, 0), np.stack([np.arange(len(target)) % 7.0]))
+
+    model = train("deepar", channels(tmp_path, edit), VALUES | {"likelihood": likelihood}, tmp_path / "out")
+
+    description = json.loads((model / "model.json").read_text())
+    assert description["sizes"]["cardinalities"] == [3, 1]
+    assert description["num_dynamic"] == 1
+    assert np.isfinite(list(description["metrics"].values())).all()
+
+
+@pytest.mark.parametrize("name", ["a.json", "sub.json.gz", "b.parquet", "c.jsonl"])
+def test_every_form_of_file_gives_the_same_series(tmp_path: Path, name: str) -> None:
+    plain = channel(tmp_path / "plain", waves())
+    other = tmp_path / "other" / "deep" / "er"
+    channel(other, waves(), name.removesuffix(".gz"))
+    if name.endswith(".gz"):
+        file = other / name.removesuffix(".gz")
+        (other / name).write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    (tmp_path / "other" / "_SUCCESS").write_text("")
+    (tmp_path / "other" / ".hidden.json").write_text("no json")
+
+    states = [
+        load(train("deepar", {"train": each}, VALUES, tmp_path / f"out-{each.name}") / "model.pt")
+        for each in (plain, tmp_path / "other")
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("values", "edit", "text"),
+    [
+        ({"time_freq": "5X"}, same, "time_freq"),
+        ({"epochs": "0"}, same, "epochs"),
+        ({"likelihood": "poisson"}, same, "likelihood"),
+        ({"test_quantiles": "[0, 1]"}, same, "test_quantiles"),
+        ({"cardinality": "[0]"}, same, "cardinality"),
+        ({"num_cell": "3"}, same, "num_cells"),
+        ({"cardinality": "[3]"}, same, "has no `cat`"),
+        ({"num_dynamic_feat": "2"}, same, "has 0 rows"),
+        ({"prediction_length": "100"}, same, "every series is shorter than prediction_length = 100"),
+        (
+            {"cardinality": "[2]"},
+            lambda n, s: Series(START, s.target, (n,)),
+            r"cat\[0\] is 2; the cardinality there is 2",
+        ),
+        ({"cardinality": "[2,3]"}, lambda n, s: Series(START, s.target, (n,)), "is of 2 categories; `cat` has 1"),
+        (
+            {},
+            lambda n, s: Series(START, s.target, (n,) if n else None),
+            "record 0 has no rows of `cat` and record 1 has 1",
+        ),
+        ({}, lambda _, s: Series(START, s.target[:20]), "holds 240 observations; at least 300"),
+        ({"likelihood": "beta"}, same, "takes values from 0 to 1"),
+        ({"likelihood": "negative-binomial"}, lambda _, s: Series(START, -s.target), "takes values of 0 or more"),
+    ],
+)
+def test_what_is_wrong_is_told(tmp_path: Path, values: dict[str, Any], edit: Edit, text: str) -> None:
+    with pytest.raises(ClientError, match=text):
+        train("deepar", {"train": channel(tmp_path / "t", waves(edit=edit))}, VALUES | values, tmp_path / "out")
+
+
+def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path) -> None:
+    directory = channel(tmp_path / "t", waves())
+    with (directory / "a.json").open("a") as file:
+        file.write('{"start": "2024-03-01", "target": [1, "x"]}\n')
+    with pytest.raises(ClientError, match=r"a\.json, line 13: 'target'\[1\] is 'x'"):
+        train("deepar", {"train": directory}, VALUES, tmp_path / "out")
+
+
+def test_series_of_zeros_alone_are_trained_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = channels(tmp_path, lambda _, s: Series(START, np.zeros_like(s.target)))
+    with caplog.at_level(logging.WARNING, "penstock.train"):
+        train("deepar", given, VALUES, tmp_path / "out")
+    assert "consist of only zeros" in caplog.text
+
+
+def test_short_series_are_scored_and_left_out_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = channels(tmp_path, lambda n, s: Series(START, s.target[:3] if n == 0 else s.target))
+    with caplog.at_level(logging.INFO, "penstock.train"):
+        train("deepar", given, VALUES, tmp_path / "out")
+    assert "1 of 12 time series are shorter than prediction_length = 6 and are ignored" in caplog.text
+
+
+def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
+    values = VALUES | {"epochs": 60, "early_stopping_patience": "1", "learning_rate": "1e-9"}
+    train("deepar", channels(tmp_path), values, tmp_path / "out")
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) < 60
+
+
+def test_windows_are_cut_where_they_should_be() -> None:
+    wanted = parse(Hyperparameters, VALUES)
+    series = [Series(START, np.arange(1.0, 11)), Series(START, np.array([5.0, np.nan, 7]))]
+    made = SeriesSet.of(series, 6, use_cat=False, num_dynamic=0)
+    from formats.time_frequency import Frequency  # noqa: PLC0415
+
+    found = cut(made, Frequency.parse("H"), np.array([0, 1]), np.array([8, 1]), longest_lag=3, context=3, prediction=2)
+
+    assert found.target[0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert found.target[1].tolist() == [0, 0, 0, 0, 0, 5, 5, 7]
+    assert found.observed.tolist() == [[1] * 5, [0, 0, 1, 0, 1]]
+    assert Fields.of(series, wanted, "train") == Fields((), 0)
+
+
+def test_an_epoch_visits_about_ten_batches_of_a_small_set_and_each_series_of_a_large_one_once() -> None:
+    """The original's log: 14 series in batches of 64 are 46 passes with 0.9938, 200 in 32 two with 0.8."""
+    assert passes_of(14, 64) == (46, pytest.approx(0.9938, abs=1e-4))
+    assert passes_of(200, 32) == (2, pytest.approx(0.8))
+    lengths = np.full(1000, 30)
+    numbers, begins = visits(lengths, 8, 12, 6, np.random.default_rng(0))
+    assert sorted(numbers.tolist()) == list(range(1000))
+    assert begins.max() == 24
+    assert (begins < 12).mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_scores_are_those_of_their_definitions() -> None:
+    """Worked by hand: one step, samples 1 to 5, target 5; a second target is missing."""
+    samples = np.stack([[np.arange(1.0, 6)] * 2], axis=0)[0].T[None].astype(np.float32)
+    found = scores(samples, np.array([[5.0, np.nan]]), (0.5, 0.75))
+
+    assert found.rmse == pytest.approx(2.0)
+    assert found.weighted_quantile_loss == {0.5: pytest.approx(2 * 0.5 * 2 / 5), 0.75: pytest.approx(2 * 0.75 * 1 / 5)}
+    assert found.coverage_80 == 0.0
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from trainers.run import train
+channels, values, output = json.loads(sys.argv[1])
+train("deepar", {k: Path(v) for k, v in channels.items()}, values, Path(output))
+"""
+
+
+def run(given: dict[str, Path], values: dict[str, Any], output: Path, at: str = "", *launcher: str) -> tuple[int, str]:
+    """The job in a process of its own, killed once its log holds `at`; gives status and log."""
+    script = output.parent / "job.py"
+    script.write_text(PROGRAM)
+    told = json.dumps([{k: str(v) for k, v in given.items()}, values, str(output)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, *launcher, str(script), told]
+    log = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            log += line
+            if at and at in line:
+                process.send_signal(signal.SIGKILL)
+                at = ""
+    return process.returncode, log
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time_s"} for line in lines]
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    given, values = channels(tmp_path), VALUES | {"epochs": 5}
+    run(given, values, tmp_path / "whole")
+    first, _ = run(given, values, tmp_path / "broken", "epoch=2, batch=5")
+    second, log = run(given, values, tmp_path / "broken")
+
+    assert (first, second) == (-signal.SIGKILL, 0)
+    assert "Resumed from" in log
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    """The same global batch in two halves; without zoneout nothing else is drawn by chance."""
+    given, values = channels(tmp_path), VALUES | {"epochs": 3, "dropout_rate": 0.0}
+    run(given, values, tmp_path / "one")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29683")
+    status, log = run(given, values, tmp_path / "two", "", *torchrun)
+
+    assert status == 0, log
+    ours, theirs = ([row["train:loss"] for row in rows(tmp_path / name)] for name in ("two", "one"))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_container_takes_the_originals_files(tmp_path: Path) -> None:
+    prefix = tmp_path / "ml"
+    (prefix / "input" / "config").mkdir(parents=True)
+    values = {name: str(value) for name, value in VALUES.items()} | {"_tuning_objective_metric": "", "_kvstore": "auto"}
+    (prefix / "input" / "config" / "hyperparameters.json").write_text(json.dumps(values))
+    settings = {"TrainingInputMode": "File", "ContentType": "json"}
+    (prefix / "input" / "config" / "inputdataconfig.json").write_text(json.dumps({"train": settings, "test": settings}))
+    channels(prefix / "input" / "data")
+
+    assert run_container("deepar", prefix) == 0
+    assert {"model.pt", "model.json"} <= {file.name for file in (prefix / "model").iterdir()}

@@ -34,6 +34,14 @@ _CONTENT_TYPES = ["application/json", "application/jsonlines"]
 _PARITY_SIZES = ((1, 1, 0), (3, 20, 50), (2, 100, 400))
 """Series, samples, known steps."""
 _GOLDEN_SAMPLES = 20
+_AXES = {
+    "target": {0: "series", 1: "known"},
+    "observed": {0: "series", 1: "known"},
+    "features": {0: "series"},
+    "noise": {0: "series", 1: "samples"},
+    "category": {0: "series"},
+    "samples": {0: "series", 1: "samples"},
+}
 
 
 def write_bundle(checkpoint: Path, description: dict[str, Any], directory: Path) -> Manifest:
@@ -60,14 +68,7 @@ def write_bundle(checkpoint: Path, description: dict[str, Any], directory: Path)
         sample,
         inputs=names,
         outputs=["samples"],
-        varying={
-            "target": {0: "series", 1: "known"},
-            "observed": {0: "series", 1: "known"},
-            "features": {0: "series"},
-            "noise": {0: "series", 1: "samples"},
-            "category": {0: "series"},
-            "samples": {0: "series", 1: "samples"},
-        },
+        varying={name: _AXES[name] for name in (*names, "samples")},
         traced=True,
     )
     parity = [_compare(directory, sampler, names, size) for size in _PARITY_SIZES]

@@ -148,6 +148,9 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", r".*torch\.jit\..* is deprecated.*", DeprecationWarning)
         warnings.filterwarnings("ignore", r".*legacy TorchScript-based ONNX export.*", DeprecationWarning)
         warnings.filterwarnings("ignore", r"The feature will be removed\.", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"Constant folding - Only steps=1 can be constant folded", UserWarning)
+        # which rows a step reads is meant to be fixed
+        warnings.filterwarnings("ignore", r"torch\.tensor results are registered as constants")
         warnings.filterwarnings("ignore", r"no signature found for <torch\.ScriptMethod", UserWarning)
         yield
 

@@ -18,11 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.deepar import recurrence_kernels as kernels
+from trainers.deepar import recurrence_kernels
 
 __all__ = ["unroll", "unroll_by_torch"]
 
 _FEWEST_WINDOWS_PER_THREAD = 8
+
+kernels: Any = recurrence_kernels  # their types are those of the functions that numba makes of them
 
 
 def unroll(gates_TNG: Tensor, weight_GH: Tensor, zoneout: float) -> Tensor:
@@ -36,7 +38,7 @@ def unroll(gates_TNG: Tensor, weight_GH: Tensor, zoneout: float) -> Tensor:
     steps, windows, width = gates_TNG.shape
     stays = torch.rand(2, steps, windows, width // 4, device=gates_TNG.device) < zoneout
     if gates_TNG.device.type == "cpu" and gates_TNG.dtype == torch.float32:
-        hidden_TNH: Tensor = _Unrolled.apply(gates_TNG, weight_GH, stays)  # type: ignore[no-untyped-call]
+        hidden_TNH: Tensor = _Unrolled.apply(gates_TNG, weight_GH, stays)
         return hidden_TNH
     return unroll_by_torch(gates_TNG, weight_GH, stays)
 
@@ -71,7 +73,7 @@ class _Unrolled(torch.autograd.Function):
         return torch.from_numpy(hidden[1:])
 
     @staticmethod
-    def backward(ctx: Any, slope_TNH: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope_TNH: Tensor) -> tuple[Tensor, Tensor, None]:
         weight_HG, stays, opened, squashed, hidden, cell = ctx.kept
         slope: NDArray[np.float32] = slope_TNH.contiguous().numpy()
         slopes = np.empty_like(opened)

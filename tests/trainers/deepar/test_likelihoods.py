@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def drawn(kind: str, fit: list[float], scale: float = 1.0) -> np.ndarray:  # type: ignore[type-arg]
+def drawn(kind: str, fit: list[float], scale: float = 1.0) -> Any:
     likelihood = Likelihood(kind)
     noise = torch.from_numpy(uniform_noise((likelihood.num_noise, NUM_DRAWS), np.random.default_rng(0)))
     parts = [torch.full((NUM_DRAWS,), value) for value in fit]
@@ -87,7 +89,7 @@ def test_the_parameters_of_drawn_data_are_found_again(kind: str, true: list[floa
         fit = likelihood.parameters_of([each.expand(len(data)) for each in raw])
         loss = likelihood.loss(fit, data, torch.ones(())).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     found = [each.item() for each in likelihood.parameters_of(raw)]
@@ -101,7 +103,7 @@ def test_extreme_parameters_give_finite_losses_gradients_and_samples(kind: str) 
     raw = [torch.tensor([-30.0, 0.0, 30.0], requires_grad=True) for _ in range(likelihood.num_parameters)]
     fit = likelihood.parameters_of(raw)
     target = torch.tensor([0.0, 0.5, 1.0])
-    likelihood.loss(fit, target, torch.tensor(1.0)).sum().backward()
+    likelihood.loss(fit, target, torch.tensor(1.0)).sum().backward()  # type: ignore[no-untyped-call]
     noise = torch.from_numpy(uniform_noise((likelihood.num_noise, 3), np.random.default_rng(1)))
 
     assert all(torch.isfinite(each.grad).all() for each in raw if each.grad is not None)

@@ -44,12 +44,13 @@ def noise(num_series: int, num_samples: int, model: Network, seed: int = 5) -> t
     return torch.from_numpy(uniform_noise(shape, np.random.default_rng(seed)))
 
 
-def windows(num_windows: int = 5, seed: int = 0) -> list[torch.Tensor]:
+def windows(num_windows: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     random = np.random.default_rng(seed)
     target = random.uniform(0.1, 0.9, (num_windows, LAGS[-1] + CONTEXT + PREDICTION))
     features = random.normal(size=(num_windows, CONTEXT + PREDICTION, 2))
     observed = np.ones((num_windows, CONTEXT + PREDICTION))
-    return [torch.from_numpy(each.astype(np.float32)) for each in (target, observed, features)]
+    made = [torch.from_numpy(each.astype(np.float32)) for each in (target, observed, features)]
+    return made[0], made[1], made[2]
 
 
 def test_a_path_is_what_teacher_forcing_on_it_expects() -> None:
@@ -144,7 +145,7 @@ def test_what_is_not_observed_has_no_loss_and_no_gradient() -> None:
 def test_every_parameter_learns() -> None:
     model = network(cardinalities=(4,), likelihood="student-T").train()
     losses, _ = model.losses(*windows(), torch.tensor([[0], [1], [2], [3], [0]]))
-    losses.mean().backward()
+    losses.mean().backward()  # type: ignore[no-untyped-call]
 
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -157,7 +158,7 @@ def test_one_window_is_learned_by_heart() -> None:
     for _ in range(300):
         losses, _ = model.losses(*windows(1), None)
         optimizer.zero_grad()
-        losses.mean().backward()
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     assert losses.mean() < -1.5  # a deviation of 0.05 has -1.6

@@ -1,0 +1,187 @@
+"""Forecasts as clients ask for them (DeepAR contract, section 6)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from exporters.export import export
+from formats.envelope import Outcome, Prediction
+from handlers.algorithms import load_handler
+from handlers.deepar import CONFIGURATION_VARIABLE, DeepAR
+from handlers.graph import Runtime
+from handlers.handler import Handler
+from model_store.store import Bundle
+from tests.forecasters import write_checkpoint
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:.*torch\.jit\..* is deprecated:DeprecationWarning"),
+]
+LINES = "application/jsonlines"
+SERIES = {"start": "2024-03-01 00:00:00", "target": [12, 14, "NaN", 11]}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    directory = tmp_path_factory.mktemp("forecasters")
+    kinds: dict[str, dict[str, Any]] = {"plain": {}, "rich": {"cardinalities": (3, 2), "num_dynamic": 1}}
+    return {
+        name: Bundle.open(export(write_checkpoint(directory / name, **given), directory / f"{name}-bundle"))
+        for name, given in kinds.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def handler(bundles: dict[str, Bundle]) -> Handler:
+    return load_handler(bundles["plain"], Runtime())
+
+
+@pytest.fixture(scope="module")
+def rich(bundles: dict[str, Bundle]) -> Handler:
+    return load_handler(bundles["rich"], Runtime())
+
+
+def ask(body: object, content_type: str = "application/json", accept: str = "", **more: str) -> Prediction:
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+    return Prediction("sales", "1", data, content_type, accept, parameters=more)
+
+
+def only(handler: Handler, prediction: Prediction) -> Outcome:
+    (outcome,) = handler.predict([prediction])
+    return outcome
+
+
+def predictions(handler: Handler, instances: list[Any], **configuration: Any) -> list[Any]:
+    outcome = only(handler, ask({"instances": instances, "configuration": configuration}))
+    assert outcome.ok, outcome.error_message
+    found: list[Any] = orjson.loads(outcome.body)["predictions"]
+    return found
+
+
+def test_the_contracts_request_is_answered_in_its_form(rich: Handler) -> None:
+    instance = SERIES | {"cat": [0, 1], "dynamic_feat": [[0, 1, 0, 0, 1, 0, 0, 1]]}
+    (found,) = predictions(
+        rich, [instance], num_samples=50, output_types=["mean", "quantiles", "samples"], quantiles=["0.5", "0.90"]
+    )
+
+    assert set(found) == {"mean", "quantiles", "samples"}
+    assert list(found["quantiles"]) == ["0.5", "0.90"]
+    samples = np.array(found["samples"])
+    assert samples.shape == (50, 4)
+    assert found["mean"] == pytest.approx(samples.mean(axis=0).tolist(), rel=1e-5)
+    assert found["quantiles"]["0.90"] == pytest.approx(np.quantile(samples, 0.9, axis=0).tolist(), rel=1e-5)
+
+
+def test_without_a_configuration_the_defaults_of_batch_transform_hold(handler: Handler) -> None:
+    outcome = only(handler, ask({"instances": [SERIES]}))
+    (found,) = orjson.loads(outcome.body)["predictions"]
+
+    assert set(found) == {"mean", "quantiles"}
+    assert list(found["quantiles"]) == [f"0.{n}" for n in range(1, 10)]
+    assert outcome.content_type == "application/json"
+
+
+def test_lines_are_answered_in_lines_in_order(handler: Handler) -> None:
+    body = b"".join(orjson.dumps({"start": "2024-03-01", "target": [level] * 9}) + b"\n" for level in (1, 1000, 10))
+    outcome = only(handler, ask(body, LINES, LINES))
+    found = [json.loads(line)["quantiles"] for line in outcome.body.splitlines()]
+    widths = [each["0.9"][0] - each["0.1"][0] for each in found]
+
+    assert outcome.content_type == LINES
+    assert widths[0] < widths[2] < widths[1]
+
+
+def test_the_environment_configures_and_parameters_and_bodies_outweigh_it(bundles: dict[str, Bundle]) -> None:
+    environment = {CONFIGURATION_VARIABLE: '{"num_samples": 7, "output_types": ["samples"]}'}
+    made = DeepAR(bundles["plain"], Runtime(), environment)
+
+    def shape_of(prediction: Prediction) -> tuple[int, ...]:
+        outcome = only(made, prediction)
+        return np.array(orjson.loads(outcome.body.splitlines()[0])["samples"]).shape
+
+    line = orjson.dumps(SERIES)
+    assert shape_of(ask(line, LINES)) == (7, 4)
+    assert shape_of(ask(line, LINES, **{CONFIGURATION_VARIABLE: '{"num_samples": 3}'})) == (3, 4)
+    (found,) = predictions(made, [SERIES], num_samples=2)
+    assert np.array(found["samples"]).shape == (2, 4)
+    with pytest.raises(ValueError, match=CONFIGURATION_VARIABLE):
+        DeepAR(bundles["plain"], Runtime(), {CONFIGURATION_VARIABLE: '{"num_samples": "x"}'})
+
+
+def test_one_seed_is_one_forecast_and_none_is_another_each_time(handler: Handler) -> None:
+    once, again = (predictions(handler, [SERIES], seed=5) for _ in range(2))
+    first, second = (predictions(handler, [SERIES]) for _ in range(2))
+
+    assert once == again
+    assert first != second
+
+
+def test_neighbours_of_other_lengths_and_other_wishes_change_nothing(handler: Handler) -> None:
+    def wish(target: list[float], samples: int) -> Prediction:
+        configuration = {"num_samples": samples, "seed": 3, "output_types": ["samples"]}
+        return ask({"instances": [SERIES | {"target": target}], "configuration": configuration})
+
+    batch = [wish([1.0, 2, 3], 20), wish([], 20), wish([5.0] * 400, 20), wish([9.0], 11), ask(b"{"), wish([0, 0], 20)]
+    together = handler.predict(batch)
+
+    for prediction, outcome in zip(batch, together, strict=True):
+        alone = only(handler, prediction)
+        assert outcome.ok == alone.ok
+        if alone.ok:
+            ours, theirs = (np.array(orjson.loads(each.body)["predictions"][0]["samples"]) for each in (outcome, alone))
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+    assert not together[4].ok
+
+
+def test_gluonts_names_of_the_fields_are_taken_too(rich: Handler) -> None:
+    names = {"cat": "feat_static_cat", "dynamic_feat": "feat_dynamic_real"}
+    instance = SERIES | {"cat": [0, 1], "dynamic_feat": [[0.0] * 8]}
+    renamed = {names.get(name, name): value for name, value in instance.items()}
+
+    assert predictions(rich, [renamed], seed=1) == predictions(rich, [instance], seed=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "body"),
+        (b"[]", "'instances'"),
+        ({"instances": []}, "at least one series"),
+        ({"instances": [3]}, "instance 0 is 3, expected an object"),
+        ({"instances": [{"target": [1]}]}, "instance 0: 'start' is missing"),
+        ({"instances": [SERIES, {"start": "x", "target": []}]}, "instance 1: 'start' is 'x'"),
+        ({"instances": [SERIES | {"target": ["a"]}]}, r"instance 0: 'target'[0] is 'a'"),
+        ({"instances": [SERIES | {"cat": [0]}]}, "instance 0: 'cat' is [0]; the model was trained without it"),
+        ({"instances": [SERIES | {"dynamic_feat": [[1] * 8]}]}, "trained with 0"),
+        ({"instances": [SERIES], "configuration": {"num_samples": 0}}, "'configuration'.num_samples is 0"),
+        ({"instances": [SERIES] * 2000, "configuration": {"num_samples": 10000}}, "at most 50000000 in one request"),
+        (b'{"instances": [{"start": "2024-01-01", "target": [NaN]}]}', "body"),
+        (b'{"instances": [{"start": "2024-01-01", "target": [1e999]}]}', "target"),
+    ],
+)
+def test_bad_input_is_named_by_instance_and_field(handler: Handler, body: object, text: str) -> None:
+    outcome = only(handler, ask(body))
+
+    assert not outcome.ok
+    assert outcome.error_code == "InvalidBody"
+    assert text in outcome.error_message
+
+
+def test_features_of_the_wrong_length_are_told_with_both_lengths(rich: Handler) -> None:
+    instance = SERIES | {"cat": [0, 1], "dynamic_feat": [[0.0] * 4]}
+    outcome = only(rich, ask({"instances": [instance]}))
+    assert "has 4 values a row; expected 8" in outcome.error_message
+
+
+def test_ten_thousand_series_are_one_request(handler: Handler) -> None:
+    found = predictions(handler, [SERIES] * 10_000, num_samples=1, output_types=["mean"])
+    assert len(found) == 10_000
+
+
+def test_other_content_types_are_refused(handler: Handler) -> None:
+    assert only(handler, ask({"instances": [SERIES]}, "text/csv")).error_code == "UnsupportedContentType"
+    assert only(handler, ask({"instances": [SERIES]}, accept="image/png")).error_code == "NotAcceptable"

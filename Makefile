@@ -32,7 +32,7 @@ $(BIN)/python:
 
 # what the tests need: all of it
 .venv/.all-installed: pyproject.toml constraints.txt .venv/.run-installed
-	$(PIP) --editable '.[cpu,train,demo,torchserve,load,dev]'
+	$(PIP) --editable '.[cpu,train,demo,torchserve,load,plot,dev]'
 	@touch $@
 
 install: .venv/.all-installed

@@ -199,6 +199,7 @@ def predict(
     url: Annotated[str, typer.Option(help="Where the gateway listens.")] = "http://127.0.0.1:8080",
     content_type: Annotated[str | None, typer.Option(help="Default: guessed from the file's name.")] = None,
     accept: Annotated[str, typer.Option(help="Wanted media type of the answer.")] = "application/json",
+    plot: Annotated[Path | None, typer.Option(help="Draw DeepAR's forecasts to this PNG.")] = None,
 ) -> None:
     """Send one request over the SageMaker runtime protocol and print the answer."""
     import http.client  # noqa: PLC0415
@@ -219,13 +220,19 @@ def predict(
             kind = answer.headers.get_content_type()
             # a mask or a tensor goes into a file as it is
             end = b"\n" if kind.startswith("text/") or "json" in kind else b""
-            sys.stdout.buffer.write(answer.read() + end)
+            found = answer.read()
+            sys.stdout.buffer.write(found + end)
     except urllib.error.HTTPError as error:
         _fail(f"{error.code} {error.reason}: {error.read().decode(errors='replace')}")
     except urllib.error.URLError as error:
         _fail(f"no gateway at {url}: {error.reason}")
     except (http.client.HTTPException, OSError, ValueError) as error:  # cut off half way, or a header that is none
         _fail(f"no answer from {url}: {type(error).__name__}: {error}")
+    if plot is not None:
+        from formats.forecast_plot import draw  # noqa: PLC0415
+
+        with _user_errors():
+            draw(body, found, plot)
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -181,7 +181,7 @@ def read_vectors(piece: dict[str, Any], output: Path) -> tuple[list[str], Any]:
 
 def score_vectors(words: list[str], vectors: Any, root: Path) -> dict[str, float]:
     import numpy as np  # noqa: PLC0415
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.stats import spearmanr  # noqa: PLC0415
 
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     rows = {word: number for number, word in enumerate(words)}

@@ -24,6 +24,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
+from examples.deepar_synthetic import write_series
 from examples.digits import CLASS_NAMES, write_digits
 from examples.docstrings import write_text
 from examples.scattered_digits import NUM_SCENES, write_scenes
@@ -49,6 +50,8 @@ _QUESTIONS = {
     "the header of a message as it was parsed": "email",
     "fail unless the two values are equal": "unittest",
 }
+WAVES = "waves"
+_WITHHELD = 24
 _START_TIMEOUT_S = 60.0
 
 
@@ -62,6 +65,8 @@ def main(arguments: list[str]) -> int:
             _make_model_of_scenes(store, name, algorithm)
     if not (store / TOPICS).is_dir():
         _make_model_of_texts(store)
+    if not (store / WAVES).is_dir():
+        _make_model_of_series(store)
     os.environ.setdefault("PENSTOCK_DEFAULT_ENDPOINT", NAME)  # what /invocations asks where several models are served
     settings = read_settings()
     with _foreground(), _serving(settings) as server:
@@ -70,6 +75,7 @@ def main(arguments: list[str]) -> int:
         _show_boxes(settings)
         _show_mask(settings)
         _show_topics(settings)
+        _show_forecast(settings)
         if "--once" not in arguments:
             print("\nServing until Ctrl-C.", flush=True)
             while server.poll() is None:
@@ -121,6 +127,20 @@ def _make_model_of_texts(store: Path) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     _penstock("export", str(trained), "--output", str(bundle))
     _penstock("publish", str(bundle), "--name", TOPICS, "--store", str(store))
+
+
+def _make_model_of_series(store: Path) -> None:
+    data, trained, bundle = WORK / "noisy-waves", WORK / f"trained-{WAVES}", WORK / f"bundle-{WAVES}"
+    if not (data / "test" / "test.json").exists():
+        write_series(data)
+        print(f"wrote 200 noisy waves of an hour's step to {data.relative_to(ROOT)}")
+    _penstock(
+        *("train", "deepar", "--channel", f"train={data / 'train'}"),
+        *("--hyperparameters", str(Path(__file__).with_name(f"{WAVES}.json")), "--output", str(trained)),
+    )
+    shutil.rmtree(bundle, ignore_errors=True)
+    _penstock("export", str(trained), "--output", str(bundle))
+    _penstock("publish", str(bundle), "--name", WAVES, "--store", str(store))
 
 
 def _penstock(*arguments: str) -> None:
@@ -245,6 +265,30 @@ def _show_topics(settings: Settings) -> None:
         print(f"  {text} -> {found}")
     if [answer["label"][0] for answer in answers] != [f"__label__{name}" for name in _QUESTIONS.values()]:
         sys.exit("a sentence is taken for another package's")
+
+
+def _show_forecast(settings: Settings) -> None:
+    """A day that is withheld; ends with an error when most of it lies outside the forecast's 80 % interval."""
+    with (WORK / "noisy-waves" / "test" / "test.json").open() as file:
+        series = json.loads(file.readline())
+    truth = np.array(series["target"][-_WITHHELD:])
+    series["target"] = series["target"][:-_WITHHELD]
+    configuration = {"num_samples": 200, "output_types": ["quantiles"], "quantiles": ["0.1", "0.5", "0.9"], "seed": 0}
+    body = json.dumps({"instances": [series], "configuration": configuration}).encode()
+    (answer,) = json.loads(_ask(settings, WAVES, body, "application/json", "application/json"))["predictions"]
+    low, middle, high = (np.array(answer["quantiles"][each]) for each in configuration["quantiles"])  # type: ignore[attr-defined]
+    print("\nA withheld day of a noisy wave by DeepAR: the 80 % interval (-), the median (o), and what came (*):\n")
+    left, right = min(low.min(), truth.min()), max(high.max(), truth.max())
+    for hour in range(0, _WITHHELD, 2):
+        places = {each: round(60 * (values[hour] - left) / (right - left))
+                  for each, values in (("(", low), (")", high), ("o", middle), ("*", truth))}  # fmt: skip
+        row = ["-" if places["("] <= at <= places[")"] else " " for at in range(61)]
+        row[places["o"]], row[places["*"]] = "o", "*"
+        print(f"  {hour:2d} h  " + "".join(row).rstrip())
+    inside = int(((truth >= low) & (truth <= high)).sum())
+    print(f"  -> {inside} of {_WITHHELD} hours inside")
+    if inside < _WITHHELD / 2:
+        sys.exit("most of the day lies outside the interval")
 
 
 def _ask(settings: Settings, name: str, body: bytes, accept: str, content_type: str = "image/png") -> bytes:

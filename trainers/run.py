@@ -12,7 +12,14 @@ from trainers.progress import log, speaking
 
 __all__ = ["ALGORITHMS", "run_job", "train"]
 
-ALGORITHMS = ("blazingtext", "deepar", "image_classification", "object_detection", "semantic_segmentation")
+ALGORITHMS = (
+    "blazingtext",
+    "deepar",
+    "image_classification",
+    "object2vec",
+    "object_detection",
+    "semantic_segmentation",
+)
 _NO_SETTINGS: Mapping[str, ChannelSettings] = {}
 
 

@@ -126,7 +126,7 @@ class Hyperparameters:
     output_layer: Literal["softmax", "mean_squared_error"] = "softmax"
     tied_token_embedding_weight: Flag = False
     """One table of token embeddings for both encoders."""
-    token_embedding_storage_type: Literal["dense", "row_sparse"] = "dense"
+    token_embedding_storage_type: Literal["dense", "row_sparse"] = "dense"  # noqa: S105  no password
     """row_sparse: a step reads and writes the rows of its batch alone."""
     weight_decay: Annotated[float, Field(ge=0, le=10_000, **_Open), BeforeValidator(number)] = 0.0
     """L2; biases are left out, and with row_sparse so are rows that are not in the batch."""
@@ -142,7 +142,7 @@ class Hyperparameters:
             for name in ("enc1_max_seq_len", "enc1_vocab_size"):
                 if getattr(self, name) is None:
                     raise ValueError(f"hyperparameter {name}: needed with enc1_network={self.enc1_network}")
-        if self.token_embedding_storage_type == "row_sparse" and self.optimizer not in _SPARSE_OPTIMIZERS:
+        if self.is_sparse and self.optimizer not in _SPARSE_OPTIMIZERS:
             raise ValueError(
                 f"hyperparameter optimizer: {self.optimizer} is not possible with "
                 f"token_embedding_storage_type=row_sparse; expected one of {', '.join(_SPARSE_OPTIMIZERS)}"
@@ -179,6 +179,11 @@ class Hyperparameters:
     def is_tied(self) -> bool:
         """Whether both encoders read one table."""
         return self.tied_token_embedding_weight or self.tied_encoder_weight
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether tables are updated row by row."""
+        return self.token_embedding_storage_type == "row_sparse"  # noqa: S105
 
     @property
     def sides(self) -> tuple[SideSettings, SideSettings]:

@@ -116,7 +116,7 @@ class HierarchicalCnn(Encoder):
             # what is past the end is 0 again: the next layer sees there what it would see past a shorter batch's end;
             # as nothing is below 0 after ReLU, maxima are those of what is there
             state_BDT = torch.relu(layer(padded)) * known_B1T
-            pooled.append(state_BDT.max(dim=2).values)  # noqa: PD011  a tensor's
+            pooled.append(state_BDT.max(dim=2).values)
         return torch.cat(pooled, dim=1)
 
 

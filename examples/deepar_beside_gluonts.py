@@ -1,11 +1,13 @@
 """DeepAR beside GluonTS's PyTorch DeepAREstimator: same series, sizes and number of training windows, in turns.
 
     python -m examples.deepar_beside_gluonts --work WORK --peers PEERS/bin/python [--data DATA] [--pieces N]
+                                             [--windows N] [--seeds N]
     python -m examples.deepar_beside_gluonts --work WORK --table
 
 PEERS is an environment with `gluonts[torch]`; DATA holds `m4-hourly`, `exchange-rate` and `etth1`, by default
-PENSTOCK_DATA's `deepar`. Each piece is one training by one system with one seed; its result is a line of
-WORK/results.jsonl, and pieces that have one are left out. Both systems' paths are scored by the same code.
+PENSTOCK_DATA's `deepar`. Each piece is one training by one system with one seed and one number of windows; its result
+is a line of WORK/results.jsonl, and pieces that have one are left out; what the systems say is in WORK/log.txt. Both
+systems' paths are scored by the same code.
 """
 
 from __future__ import annotations
@@ -32,12 +34,10 @@ __all__ = ["Task", "main", "read_task"]
 
 DATA_SETS = ("m4-hourly", "exchange-rate", "etth1")
 SYSTEMS = ("penstock", "gluonts")
-SEEDS = (0, 1, 2)
 QUANTILES = tuple(n / 10 for n in range(1, 10))
 NUM_SAMPLES = 100
-WINDOWS = 32_000
 BATCH = 32
-SIZES = {"num_layers": 2, "num_cells": 40}
+SIZES = {"num_layers": 2, "num_cells": 40, "embedding_dimension": 10}
 Values = NDArray[np.float64]
 
 
@@ -82,7 +82,7 @@ def _rows(file: Path) -> list[Values]:
 # ---- one training, in a process of its own -----------------------------------------------------------------------
 
 
-def run_penstock(task: Task, seed: int, output: Path) -> tuple[float, NDArray[np.float32]]:
+def run_penstock(task: Task, seed: int, windows: int, output: Path) -> tuple[float, NDArray[np.float32]]:
     import torch  # noqa: PLC0415
 
     from formats.time_frequency import Frequency  # noqa: PLC0415
@@ -100,7 +100,7 @@ def run_penstock(task: Task, seed: int, output: Path) -> tuple[float, NDArray[np
     per_epoch = max(len(task.train), 10 * BATCH)
     wanted: dict[str, object] = SIZES | {
         "time_freq": task.frequency, "prediction_length": task.prediction_length, "mini_batch_size": BATCH,
-        "context_length": task.prediction_length, "epochs": round(WINDOWS / per_epoch), "seed": seed,
+        "context_length": task.prediction_length, "epochs": round(windows / per_epoch), "seed": seed,
     }  # fmt: skip
     began = time.perf_counter()
     model = train("deepar", {"train": output / "train"}, wanted, output)
@@ -116,7 +116,7 @@ def run_penstock(task: Task, seed: int, output: Path) -> tuple[float, NDArray[np
         return spent, forecast(network, Frequency.parse(task.frequency), series, begins, NUM_SAMPLES, seed)
 
 
-def run_gluonts(task: Task, seed: int, output: Path) -> tuple[float, NDArray[np.float32]]:
+def run_gluonts(task: Task, seed: int, windows: int, output: Path) -> tuple[float, NDArray[np.float32]]:
     import pandas as pd  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from gluonts.dataset.common import ListDataset  # noqa: PLC0415
@@ -133,10 +133,11 @@ def run_gluonts(task: Task, seed: int, output: Path) -> tuple[float, NDArray[np.
 
     estimator = DeepAREstimator(
         freq=frequency, prediction_length=task.prediction_length, num_layers=SIZES["num_layers"],
-        hidden_size=SIZES["num_cells"], num_feat_static_cat=1, cardinality=[len(task.train)], batch_size=BATCH,
+        hidden_size=SIZES["num_cells"], num_feat_static_cat=1, cardinality=[len(task.train)],
+        embedding_dimension=[SIZES["embedding_dimension"]], batch_size=BATCH,
         num_batches_per_epoch=50, num_parallel_samples=NUM_SAMPLES,
         trainer_kwargs={
-            "max_epochs": WINDOWS // (50 * BATCH), "enable_progress_bar": False, "logger": False,
+            "max_epochs": windows // (50 * BATCH), "enable_progress_bar": False, "logger": False,
             "default_root_dir": str(output), "accelerator": "cpu",
         },
     )  # fmt: skip
@@ -154,7 +155,7 @@ def run_piece(piece: dict[str, Any], root: Path, work: Path) -> None:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     run = run_penstock if piece["system"] == "penstock" else run_gluonts
-    spent, samples = run(task, piece["seed"], output)
+    spent, samples = run(task, piece["seed"], piece["windows"], output)
     np.save(output / "samples.npy", samples)
     (output / "spent.json").write_text(json.dumps(spent))
 
@@ -162,12 +163,12 @@ def run_piece(piece: dict[str, Any], root: Path, work: Path) -> None:
 # ---- all of them -------------------------------------------------------------------------------------------------
 
 
-def pieces() -> Iterator[dict[str, Any]]:
+def pieces(seeds: int, windows: int) -> Iterator[dict[str, Any]]:
     """Systems take turns, so that a slow minute of the machine meets both."""
-    for seed in SEEDS:
+    for seed in range(seeds):
         for data in DATA_SETS:
             for system in SYSTEMS:
-                yield {"data": data, "system": system, "seed": seed}
+                yield {"data": data, "system": system, "seed": seed, "windows": windows}
 
 
 def main(arguments: list[str]) -> int:
@@ -175,7 +176,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--pieces", type=int, default=len(SEEDS) * len(DATA_SETS) * len(SYSTEMS))
+    parser.add_argument("--pieces", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=32_000)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--piece", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -183,16 +186,19 @@ def main(arguments: list[str]) -> int:
     if asked.piece:
         run_piece(asked.piece, root, asked.work)
         return 0
+    asked.work.mkdir(parents=True, exist_ok=True)
     results = asked.work / "results.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     if asked.table:
-        print(table(done))
+        print(table([row for row in done if row.get("windows") == asked.windows]))
         return 0
-    left = [each for each in pieces() if not any(each.items() <= row.items() for row in done)]
+    left = [each for each in pieces(asked.seeds, asked.windows) if not any(each.items() <= row.items() for row in done)]
     for piece in left[: asked.pieces]:
         python = sys.executable if piece["system"] == "penstock" else asked.peers
         command = [python, "-m", "examples.deepar_beside_gluonts", "--work", asked.work, "--data", root]
-        subprocess.run([*map(str, command), "--piece", json.dumps(piece)], check=True, stderr=subprocess.DEVNULL)
+        with (asked.work / "log.txt").open("a") as log:
+            spoken: dict[str, Any] = {"stdout": log, "stderr": log}
+            subprocess.run([*map(str, command), "--piece", json.dumps(piece)], check=True, **spoken)
         row = piece | measure(piece, root, asked.work)
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")

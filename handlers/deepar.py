@@ -73,11 +73,17 @@ class DeepAR(Handler):
         if not np.isfinite(samples_NSP).all():
             raise BackendFailed(f"model '{self.manifest.name}' answered NaN or infinity, which JSON cannot carry")
         found = answers(samples_NSP, self._configuration(prediction))
-        if self.accept_of(prediction) == _LINES or (not prediction.accept and _in_lines(prediction)):
+        if self._answers_in_lines(prediction):
             lines = (orjson.dumps(each, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for each in found)
             return Answer(b"".join(lines), _LINES)
         body = orjson.dumps({"predictions": found}, option=orjson.OPT_SERIALIZE_NUMPY)
         return Answer(body, "application/json")
+
+    def _answers_in_lines(self, prediction: Prediction) -> bool:
+        """As wished; as it was asked where every type will do, which curl and most clients say of themselves."""
+        if prediction.accept.strip() in ("", "*/*"):
+            return _in_lines(prediction)
+        return self.accept_of(prediction) == _LINES
 
     def _configuration(self, prediction: Prediction) -> Configuration:
         """Of the body, else of the request's parameters, else of the environment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,9 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path, answer: object, text: str)
     with pytest.raises(InvalidBody, match=text):
         draw(json.dumps({"instances": [SERIES]}).encode(), json.dumps(answer).encode(), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"--plot needs matplotlib: pip install 'penstock\[plot\]'"):
+        draw(b"{}", b"{}", tmp_path / "a.png")

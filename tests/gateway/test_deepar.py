@@ -11,11 +11,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from exporters.archive import write_archive
 from exporters.export import export
 from loadtests.run import main as load
 from model_store.store import Store
+from penstock import app
 from tests.forecasters import write_checkpoint
 from tests.gateway.conftest import TORCHSERVE
 from tests.gateway.live import EMBEDDED, LiveGateway, serving
@@ -68,7 +71,7 @@ def test_seeded_paths_are_the_same_alone_and_in_a_crowd(store: Path) -> None:
     for one, other in zip(together, again, strict=True):
         assert one.shape == (20, 4)
         assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
-    assert len(batch.text.splitlines()) == 5
+    assert [sorted(json.loads(line)) for line in batch.text.splitlines()] == [["mean", "quantiles"]] * 5
     assert bad.status_code == 424
     assert "'start' is missing" in bad.json()["Message"]
 
@@ -79,6 +82,24 @@ def test_users_of_every_protocol_get_right_answers(store: Path, capsys: pytest.C
         status = load(["--endpoint", "sales", *told])
 
     assert status == 0, capsys.readouterr().err
+
+
+def test_predict_draws_what_the_gateway_forecasts(store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
+    request, picture = tmp_path / "request.json", tmp_path / "forecast.png"
+    request.write_text(json.dumps({"instances": [{"start": "2024-03-01", "target": [1, None, 3] * 9}]}))
+    with serving(store, EMBEDDED) as gateway:
+        asked = ["predict", "sales", str(request), "--url", gateway.url, "--plot"]
+        drawn = CliRunner().invoke(app, [*asked, str(picture)])
+        nowhere = CliRunner().invoke(app, [*asked, str(tmp_path / "none" / "forecast.png")])
+
+    assert drawn.exit_code == 0, drawn.output
+    assert len(json.loads(drawn.stdout)["predictions"][0]["quantiles"]["0.5"]) == 4
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    assert nowhere.exit_code == 1
+    assert "No such file" in nowhere.stderr
+    assert nowhere.stderr.count("\n") == 1
 
 
 @pytest.mark.torchserve

@@ -182,6 +182,24 @@ def test_ten_thousand_series_are_one_request(handler: Handler) -> None:
     assert len(found) == 10_000
 
 
+@pytest.mark.parametrize(
+    ("sent", "accept", "lines"),
+    [
+        (LINES, "", True),
+        (LINES, "*/*", True),
+        (LINES, "application/json", False),
+        ("application/json", "*/*", False),
+        ("application/json", LINES, True),
+    ],
+)
+def test_lines_are_answered_in_lines_unless_wished_otherwise(
+    handler: Handler, sent: str, accept: str, *, lines: bool
+) -> None:
+    body: object = orjson.dumps(SERIES) + b"\n" if sent == LINES else {"instances": [SERIES]}
+    outcome = only(handler, ask(body, sent, accept))
+    assert outcome.content_type == (LINES if lines else "application/json")
+
+
 def test_other_content_types_are_refused(handler: Handler) -> None:
     assert only(handler, ask({"instances": [SERIES]}, "text/csv")).error_code == "UnsupportedContentType"
     assert only(handler, ask({"instances": [SERIES]}, accept="image/png")).error_code == "NotAcceptable"

@@ -45,7 +45,7 @@ def draw(request: bytes, answer: bytes, file: Path) -> None:
     panels = figure.subplots(len(shown), squeeze=False)[:, 0]
     for number, (panel, (row, forecast)) in enumerate(zip(panels, shown, strict=True)):
         _panel(panel, parse_series(row), *bands_of(forecast, f"prediction {number}"))
-    panels[0].legend(loc="upper left", frameon=False, ncols=3, fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, ncols=3)
     figure.savefig(file, format="png", dpi=110)
 
 

@@ -151,6 +151,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", r"Constant folding - Only steps=1 can be constant folded", UserWarning)
         # which rows a step reads is meant to be fixed
         warnings.filterwarnings("ignore", r"torch\.tensor results are registered as constants")
+        # first states are given, as wide as the batch
+        warnings.filterwarnings("ignore", r"Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         warnings.filterwarnings("ignore", r"no signature found for <torch\.ScriptMethod", UserWarning)
         yield
 

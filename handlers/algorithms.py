@@ -14,6 +14,7 @@ _HANDLERS = {
     "blazingtext": "handlers.blazingtext:BlazingText",
     "deepar": "handlers.deepar:DeepAR",
     "image_classification": "handlers.image_classification:ImageClassification",
+    "object2vec": "handlers.object2vec:Object2Vec",
     "object_detection": "handlers.object_detection:ObjectDetection",
     "semantic_segmentation": "handlers.semantic_segmentation:SemanticSegmentation",
     "tensor": "handlers.tensor:TensorHandler",

@@ -8,6 +8,7 @@ convolutions, each of them max-pooled over time, the results side by side. bilst
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -260,8 +261,9 @@ class SideEncoder(nn.Module):
 
     def __init__(self, network: Network, side: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(network.table_of(side).detach(), requires_grad=False)
-        self.encoder = network.body.encoder1 if side else network.body.encoder0
+        # copies: frozen TorchScript refuses weights that two modules hold
+        self.table = nn.Parameter(network.table_of(side).detach().clone(), requires_grad=False)
+        self.encoder = copy.deepcopy(network.body.encoder1 if side else network.body.encoder0)
 
     def forward(self, id_BT: Tensor) -> Tensor:
         vector_BTD, known_BT = look_up(self.table, id_BT)

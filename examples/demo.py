@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +41,6 @@ MessageT = TypeVar("MessageT", bound=Message)
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".run"
 NAME = "digits"
-HYPERPARAMETERS = Path(__file__).with_name("digits.json")
 _OF_SCENES = {"boxes": "object_detection", "ink": "semantic_segmentation"}
 """Other models by name; each one's hyperparameters lie in a file of that name."""
 TOPICS = "topics"
@@ -59,7 +58,7 @@ def main(arguments: list[str]) -> int:
     """Make what is missing, serve, predict; then wait for Ctrl-C unless `--once` is given."""
     store = Path(os.environ.setdefault("PENSTOCK_STORE", str(WORK / "store")))
     if not (store / NAME).is_dir():
-        _make_model(store)
+        _make_digits(store)
     for name, algorithm in _OF_SCENES.items():
         if not (store / name).is_dir():
             _make_model_of_scenes(store, name, algorithm)
@@ -84,63 +83,50 @@ def main(arguments: list[str]) -> int:
     return server.returncode
 
 
-def _make_model(store: Path) -> None:
-    data, trained, bundle = WORK / "digits", WORK / "trained", WORK / "bundle"
+def _make_digits(store: Path) -> None:
+    data = WORK / "digits"
     if not (data / "validation" / "validation.lst").exists():
         counts = write_digits(data)
         print(f"wrote scikit-learn's handwritten digits to {data.relative_to(ROOT)}: {counts}")
-    _penstock(
-        *("train", "image_classification"),
-        *("--channel", f"train={data / 'train'}", "--channel", f"validation={data / 'validation'}"),
-        *("--hyperparameters", str(HYPERPARAMETERS), "--output", str(trained)),
-    )
-    shutil.rmtree(bundle, ignore_errors=True)
-    _penstock("export", str(trained / "model"), "--output", str(bundle))
-    _penstock("publish", str(bundle), "--name", NAME, "--store", str(store))
+    _make_model(store, NAME, "image_classification", {part: data / part for part in ("train", "validation")})
 
 
 def _make_model_of_scenes(store: Path, name: str, algorithm: str) -> None:
-    data, trained, bundle = WORK / "scenes", WORK / f"trained-{name}", WORK / f"bundle-{name}"
+    data = WORK / "scenes"
     if not (data / "validation_masks").is_dir():
         print(f"wrote scenes of scattered digits to {data.relative_to(ROOT)}: {write_scenes(data)}")
     truths = "boxes" if algorithm == "object_detection" else "masks"
+    channels = {part: data / part for part in NUM_SCENES}
+    channels |= {f"{part}_annotation": data / f"{part}_{truths}" for part in NUM_SCENES}
+    _make_model(store, name, algorithm, channels)
+
+
+def _make_model_of_texts(store: Path) -> None:
+    data = WORK / "docstrings"
+    if not (data / "validation" / "text").exists():
+        print(f"wrote sentences of Python's docstrings to {data.relative_to(ROOT)}: {write_text(data)}")
+    _make_model(store, TOPICS, "blazingtext", {part: data / part for part in ("train", "validation")})
+
+
+def _make_model_of_series(store: Path) -> None:
+    data = WORK / "noisy-waves"
+    if not (data / "test" / "test.json").exists():
+        write_series(data)
+        print(f"wrote 200 noisy waves of an hour's step to {data.relative_to(ROOT)}")
+    _make_model(store, WAVES, "deepar", {"train": data / "train"})
+
+
+def _make_model(store: Path, name: str, algorithm: str, channels: Mapping[str, Path]) -> None:
+    """Train with the hyperparameters in the file of the model's name, export, and publish."""
+    trained, bundle = WORK / f"trained-{name}", WORK / f"bundle-{name}"
     _penstock(
         *("train", algorithm),
-        *(part for each in NUM_SCENES for part in ("--channel", f"{each}={data / each}")),
-        *(part for each in NUM_SCENES for part in ("--channel", f"{each}_annotation={data / f'{each}_{truths}'}")),
+        *(part for channel, path in channels.items() for part in ("--channel", f"{channel}={path}")),
         *("--hyperparameters", str(Path(__file__).with_name(f"{name}.json")), "--output", str(trained)),
     )
     shutil.rmtree(bundle, ignore_errors=True)
     _penstock("export", str(trained), "--output", str(bundle))
     _penstock("publish", str(bundle), "--name", name, "--store", str(store))
-
-
-def _make_model_of_texts(store: Path) -> None:
-    data, trained, bundle = WORK / "docstrings", WORK / f"trained-{TOPICS}", WORK / f"bundle-{TOPICS}"
-    if not (data / "validation" / "text").exists():
-        print(f"wrote sentences of Python's docstrings to {data.relative_to(ROOT)}: {write_text(data)}")
-    _penstock(
-        *("train", "blazingtext"),
-        *("--channel", f"train={data / 'train'}", "--channel", f"validation={data / 'validation'}"),
-        *("--hyperparameters", str(Path(__file__).with_name(f"{TOPICS}.json")), "--output", str(trained)),
-    )
-    shutil.rmtree(bundle, ignore_errors=True)
-    _penstock("export", str(trained), "--output", str(bundle))
-    _penstock("publish", str(bundle), "--name", TOPICS, "--store", str(store))
-
-
-def _make_model_of_series(store: Path) -> None:
-    data, trained, bundle = WORK / "noisy-waves", WORK / f"trained-{WAVES}", WORK / f"bundle-{WAVES}"
-    if not (data / "test" / "test.json").exists():
-        write_series(data)
-        print(f"wrote 200 noisy waves of an hour's step to {data.relative_to(ROOT)}")
-    _penstock(
-        *("train", "deepar", "--channel", f"train={data / 'train'}"),
-        *("--hyperparameters", str(Path(__file__).with_name(f"{WAVES}.json")), "--output", str(trained)),
-    )
-    shutil.rmtree(bundle, ignore_errors=True)
-    _penstock("export", str(trained), "--output", str(bundle))
-    _penstock("publish", str(bundle), "--name", WAVES, "--store", str(store))
 
 
 def _penstock(*arguments: str) -> None:

@@ -15,11 +15,21 @@ from formats.errors import InvalidBody
 from formats.time_frequency import Frequency, seconds
 from formats.timeseries import Series
 
-__all__ = ["OUTPUT_TYPES", "Configuration", "Horizon", "answers", "filled", "graph_inputs", "uniform_noise"]
+__all__ = [
+    "OUTPUT_TYPES",
+    "Configuration",
+    "Horizon",
+    "answers",
+    "check_support",
+    "filled",
+    "graph_inputs",
+    "uniform_noise",
+]
 
 OUTPUT_TYPES = ("mean", "quantiles", "samples")
 _BITS = 23
 _MOST_SAMPLES = 10_000
+_SUPPORT = {"beta": (0.0, 1.0), "negative-binomial": (0.0, np.inf)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,20 @@ def answers(samples_NSP: NDArray[np.float32], wanted: Configuration) -> list[dic
     return found
 
 
+def check_support(target: NDArray[np.float64], likelihood: str, where: str) -> None:
+    """Raises:
+    InvalidBody: a value lies where the likelihood has no density.
+    """
+    low, high = _SUPPORT.get(likelihood, (-np.inf, np.inf))
+    outside = (target < low) | (target > high)
+    if outside.any():
+        at = int(outside.argmax())
+        expected = "a value from 0 to 1" if high == 1 else "a value of 0 or more"
+        raise InvalidBody(
+            f"{where}: 'target'[{at}] is {target[at]:g}; with likelihood {likelihood}, expected {expected}"
+        )
+
+
 def filled(target: NDArray[np.float64]) -> NDArray[np.float32]:
     """Gaps (NaN) of (T,) take the value before them; those at the beginning, 0."""
     known = ~np.isnan(target)
@@ -170,17 +194,7 @@ def _check(series: Series, horizon: Horizon, where: str) -> None:
                 f"{where}: 'dynamic_feat' has {series.dynamic_feat.shape[1]} values a row; expected {expected}, the "
                 f"{len(series.target)} of 'target' and {horizon.prediction_length} of the forecast"
             )
-    low, high = _SUPPORT.get(horizon.likelihood, (-np.inf, np.inf))
-    outside = (series.target < low) | (series.target > high)
-    if outside.any():
-        at = int(outside.argmax())
-        raise InvalidBody(
-            f"{where}: 'target'[{at}] is {series.target[at]:g}; with likelihood {horizon.likelihood}, expected "
-            f"{'a value from 0 to 1' if high == 1 else 'a value of 0 or more'}"
-        )
-
-
-_SUPPORT = {"beta": (0.0, 1.0), "negative-binomial": (0.0, np.inf)}
+    check_support(series.target, horizon.likelihood, where)
 
 
 def _check_categories(series: Series, horizon: Horizon, where: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from formats import timeseries
 from formats.errors import InvalidBody
-from formats.forecasting import filled
+from formats.forecasting import check_support, filled
 from formats.source import list_files, open_file
 from formats.time_frequency import Frequency, seconds
 from formats.timeseries import Series
@@ -41,7 +41,6 @@ _FEWEST_OBSERVATIONS = 300
 _SHARE_OF_COLD_STARTS = 0.1
 _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _PARQUET = (".parquet", ".pq")
-_SUPPORT = {"beta": (0.0, 1.0), "negative-binomial": (0.0, math.inf)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +196,11 @@ def check_target(series: list[Series], likelihood: str, name: str) -> None:
     """Raises:
     ClientError: a value lies where the likelihood has no density.
     """
-    low, high = _SUPPORT.get(likelihood, (-math.inf, math.inf))
     for number, each in enumerate(series):
-        outside = (each.target < low) | (each.target > high)
-        if outside.any():
-            at = int(outside.argmax())
-            raise ClientError(
-                f"Channel '{name}', series {number}: target[{at}] is {each.target[at]:g}; likelihood={likelihood} "
-                f"takes {'values from 0 to 1' if high == 1 else 'values of 0 or more'}."
-            )
+        try:
+            check_support(each.target, likelihood, f"series {number}")
+        except InvalidBody as error:
+            raise ClientError(f"Channel '{name}', {error}") from error
 
 
 def check_enough(series: list[Series], prediction: int) -> None:

@@ -168,8 +168,8 @@ def test_every_form_of_file_gives_the_same_series(tmp_path: Path, name: str) -> 
             "record 0 has no rows of `cat` and record 1 has 1",
         ),
         ({}, lambda _, s: Series(START, s.target[:20]), "holds 240 observations; at least 300"),
-        ({"likelihood": "beta"}, same, "takes values from 0 to 1"),
-        ({"likelihood": "negative-binomial"}, lambda _, s: Series(START, -s.target), "takes values of 0 or more"),
+        ({"likelihood": "beta"}, same, "expected a value from 0 to 1"),
+        ({"likelihood": "negative-binomial"}, lambda _, s: Series(START, -s.target), "expected a value of 0 or more"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, values: dict[str, Any], edit: Edit, text: str) -> None:

@@ -13,7 +13,7 @@ from gateway.backends.backend import BatchLost, BatchRefused, answer_of
 from gateway.batcher import Batcher
 from gateway.metrics import Metrics, Reading
 from gateway.pool import Pool
-from gateway.router import Deployment, Endpoint, Residence, Router, Variant
+from gateway.router import Deployment, Endpoint, Residence, Router, Variant, mode_named
 from gateway.settings import Settings, VariantSettings
 from model_store.golden import check_golden, golden_prediction
 from model_store.store import Bundle, Store
@@ -37,6 +37,12 @@ class ServedVersion:
     """By mode."""
     error: str = ""
     """Why nothing of it can be served, such as a placement without a pool."""
+
+    @property
+    def favourites(self) -> list[Residence]:
+        """Where its modes run while all is well: what is to be loaded before anybody asks."""
+        found = {id(deployment.residences[0]): deployment.residences[0] for deployment in self.deployments.values()}
+        return list(found.values())
 
     @property
     def settled(self) -> bool:
@@ -95,7 +101,7 @@ class Catalog:
                     if (name, version) not in self.versions and (name, version) not in self.errors:
                         await self._admit(name, version)
         for served in self._wanted():
-            for residence in served.residences[:1]:
+            for residence in served.favourites:
                 if residence.state == "cold":
                     self._wake(served, residence)
         self._route()
@@ -236,7 +242,7 @@ class Catalog:
         for name in self._published:
             version = self.versions.get((name, self._current.get(name, "")))
             if version is not None and version.deployments:
-                endpoints[name] = Endpoint(name, [Variant("AllTraffic", _default_mode(version), 1.0)])
+                endpoints[name] = Endpoint(name, [Variant("AllTraffic", self._default_mode(version), 1.0)])
         for name, configured in self._settings.endpoints.items():
             variants = [variant for v in configured.variants if (variant := self._variant(v)) is not None]
             if variants:
@@ -246,7 +252,7 @@ class Catalog:
             for mode, deployment in version.deployments.items():
                 deployments[name, number, mode] = deployment
             if version.deployments:
-                deployments[name, number, ""] = _default_mode(version)
+                deployments[name, number, ""] = self._default_mode(version)
         self.router.endpoints, self.router.deployments = endpoints, deployments
         self.changed.set()
         self.router.refused = self.errors
@@ -266,8 +272,18 @@ class Catalog:
         version = self.versions.get((wanted.model, wanted.version or self._current.get(wanted.model, "")))
         if version is None:
             return None
-        deployment = version.deployments.get(wanted.mode or version.bundle.manifest.default_mode)
+        if not wanted.mode:
+            return Variant(wanted.name, self._default_mode(version), wanted.weight) if version.deployments else None
+        deployment = version.deployments.get(mode_named(wanted.mode, version.bundle.manifest))
         return None if deployment is None else Variant(wanted.name, deployment, wanted.weight)
+
+    def _default_mode(self, version: ServedVersion) -> Deployment:
+        """The preferred mode where there is such, else the default one, or the first that has a pool."""
+        manifest = version.bundle.manifest
+        for mode in (mode_named(self._settings.inference_preferred_mode, manifest), manifest.default_mode):
+            if mode in version.deployments:
+                return version.deployments[mode]
+        return next(iter(version.deployments.values()))
 
     def _readings(self) -> Iterator[Reading]:
         labels = ("model", "version", "mode", "pool")
@@ -283,9 +299,3 @@ class Catalog:
             yield "penstock_pool_in_flight", "Batches running", name_, (pool.name,), pool.in_flight
             yield "penstock_pool_healthy", "Could a batch be answered now", name_, (pool.name,), float(pool.healthy)
             yield "penstock_pool_capacity", "Batches at once", name_, (pool.name,), pool.backend.capacity
-
-
-def _default_mode(version: ServedVersion) -> Deployment:
-    """The default mode, or the first that has a pool when the default has none."""
-    default = version.deployments.get(version.bundle.manifest.default_mode)
-    return default or next(iter(version.deployments.values()))

@@ -14,7 +14,7 @@ from gateway.batcher import Batcher, Deliver
 from gateway.pool import Pool
 from model_store.manifest import Manifest, Mode
 
-__all__ = ["Deployment", "Endpoint", "Residence", "Router", "Variant"]
+__all__ = ["Deployment", "Endpoint", "Residence", "Router", "Variant", "mode_named"]
 
 State = Literal["cold", "loading", "ready", "failed"]
 
@@ -103,6 +103,11 @@ class Endpoint:
         return random.choices(self._ordered, cum_weights=self._cumulative)[0]
 
 
+def mode_named(mode: str, manifest: Manifest) -> str:
+    """A model's own name of a mode: `classification` means regression too (Object2Vec contract, section 6.4)."""
+    return "regression" if mode == "classification" and "regression" in manifest.modes else mode
+
+
 class Router:
     """The tables that every protocol looks names up in; the catalog replaces them whole."""
 
@@ -161,6 +166,21 @@ class Router:
             if version not in known:
                 raise NotFound(f"Model version: {version} does not exist for model: {name}; it has: {', '.join(known)}")
             raise NotFound(f"model '{name}' has no mode '{mode}'")
+        return found
+
+    def in_mode(self, deployment: Deployment, mode: str) -> Deployment:
+        """The same model version in the mode that a request asks for; as it is when it asks for none.
+
+        Raises:
+            InvalidRequest: the model has no such mode.
+        """
+        if not mode:
+            return deployment
+        manifest = deployment.manifest
+        found = self.deployments.get((manifest.name, manifest.version, mode_named(mode, manifest)))
+        if found is None:
+            text = f"model '{manifest.name}' has no mode '{mode[:40]}'; it has: {', '.join(manifest.modes)}"
+            raise InvalidRequest(text)
         return found
 
     def _not_ready(self, key: tuple[str, str]) -> NotReady:

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from model_store.store import DEFAULT_ROOT
@@ -45,6 +45,8 @@ class PoolSettings(BaseModel):
     itself, for the lowest latency; one that crashes takes the gateway with it."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads inside one operator of one worker; workers times threads should not pass the cores."""
+    on_cpu: bool = False
+    """Compute on the CPU though `device` is `gpu`: to try out placements on a machine without one."""
     engine: Literal["onnx", "torchscript"] = "onnx"
     """Which exported form the workers run."""
     targets: list[str] = []
@@ -59,7 +61,8 @@ class PoolSettings(BaseModel):
     @property
     def runtime(self) -> dict[str, str | int]:
         """How graphs run in one worker: fields of `handlers.graph.Runtime`."""
-        return {"engine": self.engine, "device": self.device, "threads": self.threads}
+        device = "cpu" if self.on_cpu else self.device
+        return {"engine": self.engine, "device": device, "threads": self.threads}
 
     @model_validator(mode="after")
     def _workers_where_needed(self) -> PoolSettings:
@@ -120,6 +123,11 @@ class Settings(BaseSettings):
     """Let gRPC clients list the services; reveals the API, so off on public ports."""
     default_endpoint: str = ""
     """Which endpoint `POST /invocations` means; default: the only one there is."""
+    inference_preferred_mode: Annotated[
+        str, Field(validation_alias=AliasChoices("inference_preferred_mode", "penstock_inference_preferred_mode"))
+    ] = ""
+    """Which mode of models that have it answers where neither request nor endpoint names one, such as `embedding`;
+    `classification` means regression too. Also read from `INFERENCE_PREFERRED_MODE`, SageMaker's name of it."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 25 * 1024 * 1024
     """Largest request body (SageMaker's real-time limit)."""
     max_header_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024

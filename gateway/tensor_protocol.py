@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from formats.errors import InvalidBody
@@ -18,6 +18,7 @@ __all__ = [
     "check_parameters",
     "deadline_of",
     "graph_of",
+    "mode_in",
     "model_metadata",
     "server_metadata",
     "server_version",
@@ -63,6 +64,18 @@ def check_parameters(names: Sequence[str]) -> None:
     for name in names:
         if name.startswith(_RESERVED):
             raise InvalidBody(f"parameter '{name}' is reserved and not supported")
+
+
+def mode_in(parameters: Mapping[str, object]) -> str:
+    """The request's `mode`, by which it reaches another graph of the same model; empty for none.
+
+    Raises:
+        InvalidBody: the parameter is not a text.
+    """
+    mode = parameters.get("mode", "")
+    if not isinstance(mode, str):
+        raise InvalidBody(f"parameter 'mode' must be a text, got {mode!r:.40}")
+    return mode
 
 
 def deadline_of(received: float, timeout_s: float, timeout_us: object) -> float:

@@ -21,6 +21,7 @@ from gateway.tensor_protocol import (
     check_parameters,
     deadline_of,
     graph_of,
+    mode_in,
     model_metadata,
     server_metadata,
 )
@@ -89,9 +90,10 @@ def _prepare(
 ) -> tuple[Deployment, Prediction]:
     deployment = router.deployment(request.model_name, request.model_version)
     tensors = _inputs(request)
+    parameters = _parameters(request.parameters)
+    deployment = router.in_mode(deployment, mode_in(parameters))
     graph = graph_of(deployment)
     check_inputs(graph, tensors)
-    parameters = _parameters(request.parameters)
     prediction = Prediction(
         model=deployment.manifest.name,
         version=deployment.manifest.version,

@@ -20,7 +20,7 @@ from formats.tensors import DATATYPES, array_of, num_elements
 from gateway.rest.exchange import Reply, Request, Response, request_id
 from gateway.router import Deployment, Router
 from gateway.status import RETRY_AFTER_S, http_status
-from gateway.tensor_protocol import check_inputs, check_outputs, check_parameters, deadline_of, graph_of
+from gateway.tensor_protocol import check_inputs, check_outputs, check_parameters, deadline_of, graph_of, mode_in
 from gateway.timing import Timing
 
 __all__ = ["error_response", "infer"]
@@ -46,9 +46,10 @@ def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> N
         header, tensors = {}, [_raw_input(deployment, binary)]
     else:
         tensors = _inputs(header, binary)
+    parameters = _parameters(header, "the request")
+    deployment = router.in_mode(deployment, mode_in(parameters))
     graph = graph_of(deployment)
     check_inputs(graph, tensors)
-    parameters = _parameters(header, "the request")
     wanted, as_binary = _wanted(header, parameters, default=not header)
     identifier = _string(header, "id")
     prediction = Prediction(

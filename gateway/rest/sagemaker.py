@@ -20,6 +20,7 @@ from gateway.timing import Timing
 __all__ = ["container_error", "invocations", "runtime_error", "runtime_invocations"]
 
 _ENDPOINT_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+_MODE_ATTRIBUTE = re.compile(r"(?:^|[,; ])INFERENCE_PREFERRED_MODE=([A-Za-z0-9_]+)")
 _ACCOUNT = "local"
 _MAX_MESSAGE = 2048
 
@@ -37,21 +38,23 @@ def runtime_invocations(request: Request, router: Router, timeout_s: float, repl
     if request.header(b"x-amzn-sagemaker-target-model"):
         text = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
         raise InvalidRequest(text)
-    _invoke(request, endpoint, timeout_s, reply, runtime=True)
+    _invoke(request, router, endpoint, timeout_s, reply, runtime=True)
 
 
 def invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
     """`POST /invocations`, as the platform calls a container."""
     endpoint = router.default_endpoint()
-    _invoke(request, endpoint, timeout_s, reply, runtime=False)
+    _invoke(request, router, endpoint, timeout_s, reply, runtime=False)
 
 
-def _invoke(request: Request, endpoint: Endpoint, timeout_s: float, reply: Reply, *, runtime: bool) -> None:
+def _invoke(
+    request: Request, router: Router, endpoint: Endpoint, timeout_s: float, reply: Reply, *, runtime: bool
+) -> None:
     variant = endpoint.pick(request.header(b"x-amzn-sagemaker-target-variant"))
-    deployment = variant.deployment
     request.endpoint = endpoint.name
     identifier = request_id(request)
     attributes = request.header(b"x-amzn-sagemaker-custom-attributes")
+    deployment = router.in_mode(variant.deployment, _mode_in(attributes))
     prediction = Prediction(
         model=deployment.manifest.name,
         version=deployment.manifest.version,
@@ -79,6 +82,12 @@ def _invoke(request: Request, endpoint: Endpoint, timeout_s: float, reply: Reply
             reply(container_error(outcome.error()), timing)
 
     deployment.submit(prediction, deliver)
+
+
+def _mode_in(attributes: str) -> str:
+    """The mode that custom attributes ask for, `INFERENCE_PREFERRED_MODE=embedding` among others or alone."""
+    found = _MODE_ATTRIBUTE.search(attributes) if attributes else None
+    return found[1] if found else ""
 
 
 def container_error(error: PenstockError) -> Response:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from exporters.export import export
 from exporters.graphs import PARITY_TOLERANCE, load_script, onnx_session
@@ -80,12 +81,11 @@ def test_the_golden_request_is_reproduced(bundles: dict[str, Bundle], name: str,
 @pytest.mark.parametrize("form", ["onnx", "torchscript"])
 def test_neither_padding_nor_neighbours_change_an_embedding(bundles: dict[str, Bundle], name: str, form: str) -> None:
     path = bundles[name].path
-    if form == "onnx":
-        session = onnx_session(path / "encoder0.onnx")
-        run = lambda ids: session.run(["embeddings"], {"in0": ids})[0]  # noqa: E731
-    else:
-        script = load_script(path / "encoder0.pt")
-        run = lambda ids: script(_tensor(ids)).numpy()  # noqa: E731
+    session, script = onnx_session(path / "encoder0.onnx"), load_script(path / "encoder0.pt")
+
+    def run(ids: Any) -> Any:
+        return session.run(None, {"in0": ids})[0] if form == "onnx" else script(torch.from_numpy(ids)).numpy()
+
     alone = run(np.array([[3, 1, 4]]))
     padded = run(np.array([[3, 1, 4, -1, -1, -1]]))
     together = run(np.array([[9, 2, 6, 5, 3, 5], [3, 1, 4, -1, -1, -1], [-1] * 6, [7, -1, -1, -1, -1, -1]]))
@@ -119,9 +119,3 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClientError, match="does not fit"):
         export(checkpoint, tmp_path / "bundle")
     assert json.loads((checkpoint / "model.json").read_text())["algorithm"] == "object2vec"
-
-
-def _tensor(ids: Any) -> Any:
-    import torch  # noqa: PLC0415
-
-    return torch.from_numpy(ids)

@@ -183,7 +183,8 @@ class Network(nn.Module):
         self.body = Body(sizes, output_bias)
 
     def table_of(self, side: int) -> nn.Parameter:
-        return self.tables[side if len(self.tables) > 1 else 0]
+        table: nn.Parameter = self.tables[side if len(self.tables) > 1 else 0]
+        return table
 
     def forward(self, in0_BT: Tensor, in1_BT: Tensor) -> Tensor:
         """Logits or values of pairs, (B, O), from token ids, -1 for padding."""

@@ -55,11 +55,13 @@ def train(job: Job, bar: Progress | None = None) -> Path:
 
 def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None) -> None:
     _warn(job, wanted)
-    found = {name: _read(job, name) for name in ("train", "validation", "test") if name in ("train", *job.channels)}
+    found: dict[str, Pairs] = {
+        name: _read(job, name) for name in ("train", "validation", "test") if name in ("train", *job.channels)
+    }
     wanted = _with_sizes(wanted, found["train"])
     log.info("Final configuration: %s", json.dumps(plain_values(wanted)))
-    for name, pairs in found.items():
-        data.check(pairs, wanted, name)
+    for channel, pairs in found.items():
+        data.check(pairs, wanted, channel)
     learner = Learner(wanted, found["train"], found.get("validation"), world, job)
     plan = loop.Plan(
         name="object2vec",
@@ -234,7 +236,7 @@ class Learner:
         loss_B = self._losses(score_BO, label_B)
         self._optimizer.zero_grad(set_to_none=True)
         # gradients are averaged over processes, and each has its part of the sum alone
-        (loss_B.sum() * (self._world.size / num_pairs)).backward()
+        (loss_B.sum() * (self._world.size / num_pairs)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         for read in reads:
             self._step_rows(read)

@@ -69,7 +69,7 @@ class Plan:
     """Hyperparameters and data in one text: a checkpoint of another text belongs to another run."""
     objective: str = "accuracy"
     """The validation metric, larger is better, that chooses the best model."""
-    lines: type[EpochLog] = EpochLog
+    lines: Callable[..., EpochLog] = EpochLog
     """What is said of epochs, in the form of the original's algorithm."""
 
 

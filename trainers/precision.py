@@ -33,20 +33,30 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, largest_gradient: float | None = None) -> None:
+    def step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        largest_gradient: float | None = None,
+        largest_element: float | None = None,
+    ) -> None:
         """Backward and update; with float16, an update whose gradients overflowed is left out.
 
         Args:
             loss: a scalar.
             optimizer: of the parameters to update.
             largest_gradient: L2 norm of all gradients together to which longer ones are cut.
+            largest_element: absolute value to which each number of each gradient is cut.
         """
         optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if largest_gradient is not None:
+        if largest_gradient is not None or largest_element is not None:
             self._scaler.unscale_(optimizer)
             parameters = [each for group in optimizer.param_groups for each in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, largest_gradient)
+            if largest_gradient is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, largest_gradient)
+            if largest_element is not None:
+                torch.nn.utils.clip_grad_value_(parameters, largest_element)
         self._scaler.step(optimizer)
         self._scaler.update()
 

@@ -19,6 +19,7 @@ ALGORITHMS = (
     "object2vec",
     "object_detection",
     "semantic_segmentation",
+    "seq2seq",
 )
 _NO_SETTINGS: Mapping[str, ChannelSettings] = {}
 

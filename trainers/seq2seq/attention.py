@@ -128,7 +128,7 @@ class Fixed(Attention):
     def forward(
         self,
         query_BQH: Tensor,
-        key_BSA: Tensor,
+        key_BSA: Tensor,  # noqa: ARG002
         value_BSC: Tensor,
         there_BS: Tensor,
         seen_BQS: Tensor,  # noqa: ARG002

@@ -62,7 +62,7 @@ class Layer(nn.Module):
 
     def __init__(self, input_size: int, size: int, kind: str) -> None:
         super().__init__()
-        self.cell = LstmCell(size) if kind == "lstm" else GruCell(size)
+        self.cell: LstmCell | GruCell = LstmCell(size) if kind == "lstm" else GruCell(size)
         self.of_input = nn.Linear(input_size, (4 if kind == "lstm" else 3) * size, bias=False)
 
     def forward(self, read: Tensor, state: Tensor) -> Tensor:
@@ -71,8 +71,11 @@ class Layer(nn.Module):
 
 
 class RnnDecoder(nn.Module):
-    """Luong et al. 2015 with input feeding: the first layers read the word and the last step's result, attention looks
-    at the source, and the result is made of the upper layers' state and what was seen."""
+    """Layers with attention in between and its result fed back (Luong et al. 2015, "input feeding").
+
+    The first layers read the word and the last step's result, attention looks at the source, and the new result is made
+    of the upper layers' state and what was seen.
+    """
 
     def __init__(self, wanted: Hyperparameters) -> None:
         super().__init__()
@@ -170,7 +173,8 @@ class CnnDecoder(nn.Module):
     def __init__(self, wanted: Hyperparameters) -> None:
         super().__init__()
         size, width, layers = wanted.cnn_num_hidden, wanted.cnn_kernel_width_decoder, wanted.num_layers_decoder
-        self.size, self.kept = size, width - 1
+        self.size, self.width = size, width
+        self.kept = max(1, width - 1)  # a width of 1 needs none, but graphs want no empty rows
         self.attention = make_attention("dot", size, wanted.encoder_num_hidden, size, 1)
         context = self.attention.context_size
         self.of_place = nn.Embedding(wanted.max_seq_len_target + 1, wanted.num_embed_target)
@@ -191,10 +195,10 @@ class CnnDecoder(nn.Module):
         place_T = torch.arange(embedded_BTE.size(1), device=embedded_BTE.device)
         state_BTH = self.of_embedding(embedded_BTE + self._places(place_T))
         for layer, of_context in zip(self.layers, self.of_context):  # noqa: B905  TorchScript's zip has no `strict`
-            made_BTH = layer(self.dropout(state_BTH), self.kept, 0)
+            made_BTH = layer(self.dropout(state_BTH), self.width - 1, 0)
             context_BTC, _ = self.attention(made_BTH, key, value, there_BS, seen)
             state_BTH = made_BTH + of_context(context_BTC) + state_BTH
-        return state_BTH
+        return state_BTH  # type: ignore[no-any-return]
 
     @torch.jit.export
     def step(
@@ -217,7 +221,7 @@ class CnnDecoder(nn.Module):
         for number, (layer, of_context) in enumerate(zip(self.layers, self.of_context)):  # noqa: B905
             window = torch.cat([earlier[:, :, number], state_BQH.unsqueeze(2)], dim=2)
             kept.append(window[:, :, 1:].flatten(2))
-            made_BQH = layer.of_one(window)
+            made_BQH = layer.of_one(window[:, :, self.kept + 1 - self.width :])
             context_BQC, looked_BQS = self.attention(made_BQH, key_BSA, value_BSC, there_BS, seen_BQS)
             weight_BQS = weight_BQS + looked_BQS
             state_BQH = made_BQH + of_context(context_BQC) + state_BQH

@@ -65,7 +65,7 @@ class CnnEncoder(nn.Module):
             # words must not see what stands in padding, for that depends on their neighbours in the batch
             known_BSC = self.dropout(state_BSC) * there_BS1
             state_BSC = layer(known_BSC, self.before, self.behind) + state_BSC
-        return state_BSC
+        return state_BSC  # type: ignore[no-any-return]
 
 
 def make_encoder(wanted: Hyperparameters) -> RnnEncoder | CnnEncoder:

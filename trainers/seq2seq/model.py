@@ -3,7 +3,8 @@
 After Sockeye 1 (Hieber et al. 2017, arXiv:1712.05690), as the contract's section 1 describes it.
 """
 
-# B sentences, S source tokens, T target steps, E an embedding's numbers, H a result's, V the target's vocabulary
+# B sentences, S source tokens, T target steps, N target tokens of all sentences, E an embedding's numbers,
+# H a result's, V the target's vocabulary
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from trainers.seq2seq.decoders import make_decoder
 from trainers.seq2seq.encoders import make_encoder
 from trainers.seq2seq.hyperparameters import Hyperparameters
 
-__all__ = ["Network", "shifted"]
+__all__ = ["Network"]
 
 
 class Network(nn.Module):
@@ -42,22 +43,19 @@ class Network(nn.Module):
         there_BS = source_BS != self.pad
         return self.encoder(self.source_dropout(self.of_source(source_BS)), there_BS), there_BS
 
-    def forward(self, source_BS: Tensor, before_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) of the tokens behind known ones.
+    def forward(self, source_BS: Tensor, label_BT: Tensor) -> Tensor:
+        """Logits (N, V) of each target token behind those before it; N counts tokens of all rows, one after another.
 
         Args:
             source_BS: int64 ids, 0 for padding at the end.
-            before_BT: int64, the token before each that is asked for, `<s>` first.
+            label_BT: int64, the target with `</s>`, 0 for padding at the end.
         """
         encoded_BSC, there_BS = self.encode(source_BS)
+        before_BT = torch.cat([torch.full_like(label_BT[:, :1], BOS), label_BT[:, :-1]], dim=1)
         result_BTH = self.decoder(self.target_dropout(self.of_target(before_BT)), encoded_BSC, there_BS)
-        logit_BTV: Tensor = self.to_word(result_BTH)
-        return logit_BTV
-
-
-def shifted(label_BT: Tensor) -> Tensor:
-    """The token before each: `<s>`, then all but the last."""
-    return torch.cat([torch.full_like(label_BT[:, :1], BOS), label_BT[:, :-1]], dim=1)
+        # the largest multiplication of all, spared for padding
+        logit_NV: Tensor = self.to_word(result_BTH[label_BT != PAD])
+        return logit_NV
 
 
 def _initialize(name: str, parameter: nn.Parameter, wanted: Hyperparameters) -> None:
@@ -65,7 +63,7 @@ def _initialize(name: str, parameter: nn.Parameter, wanted: Hyperparameters) -> 
     if parameter.dim() < 2:
         nn.init.zeros_(parameter)
     elif "weight_hh" in name or name.endswith("of_state.weight"):
-        for gate in parameter.data.split(parameter.size(1)):
+        for gate in torch.split(parameter.data, parameter.size(1)):
             nn.init.orthogonal_(gate)
     elif wanted.weight_init_type == "uniform":
         nn.init.uniform_(parameter, -wanted.weight_init_scale, wanted.weight_init_scale)

@@ -70,11 +70,11 @@ class BeamSearch(nn.Module):
         ended = torch.where(
             torch.arange(min(num_slots, self.num_words), device=source_BS.device) == 0, 0.0, self.worthless
         )
-        place = 0
+        num_steps = 0
         going = longest > 0
         while going:
             embedded = self.network.of_target(token)
-            result, row, weight = self.network.decoder.step(embedded, row, seen, key, value, there, place)
+            result, row, weight = self.network.decoder.step(embedded, row, seen, key, value, there, length.amax(dim=1))
             seen = seen + weight
             logit = nn.functional.linear(result, self.network.to_word.weight, self.bias)
             best, word = logit.topk(min(num_slots, self.num_words), dim=2)
@@ -90,14 +90,14 @@ class BeamSearch(nn.Module):
             token = word.flatten(1).gather(1, chosen)
             total = torch.where(unused, self.worthless, sums.flatten(1).gather(1, chosen))
             length = length.gather(1, parent)
-            place += 1
+            num_steps += 1
             finished = finished.gather(1, parent) | (token == self.eos) | (length >= max_length_B.unsqueeze(1)) | unused
             row = _reordered(row, parent)
             seen = _reordered(seen, parent)
             said = torch.cat([_reordered(said, parent), token.unsqueeze(2)], dim=2)
             kept = torch.cat([looked, weight[:, :, :num_kept].unsqueeze(2)], dim=2)
             looked = kept.gather(1, parent.unsqueeze(2).unsqueeze(3).expand(-1, -1, kept.size(2), kept.size(3)))
-            going = bool((place < longest) and not bool(finished.all()))
+            going = bool((num_steps < longest) and not bool(finished.all()))
         target_BT = said[:, 0, 1:]
         return (
             torch.where(target_BT == self.eos, torch.full_like(target_BT, self.pad), target_BT),

@@ -137,7 +137,7 @@ class RnnDecoder(nn.Module):
         key_BSA: Tensor,
         value_BSC: Tensor,
         there_BS: Tensor,
-        place: int,  # noqa: ARG002
+        place_B: Tensor,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One word further: results (B, Q, H), rows, and weights (B, Q, S)."""
         row, weight = self._advance(self.of_word(embedded_BQE), row_BQW, seen_BQS, key_BSA, value_BSC, there_BS)
@@ -209,11 +209,10 @@ class CnnDecoder(nn.Module):
         key_BSA: Tensor,
         value_BSC: Tensor,
         there_BS: Tensor,
-        place: int,
+        place_B: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One word further: results (B, Q, H), rows, and weights (B, Q, S), the mean of the layers'."""
-        place_1 = torch.full_like(embedded_BQE[0, 0, :1], place, dtype=torch.int64)
-        state_BQH = self.of_embedding(embedded_BQE + self._places(place_1))
+        """As RnnDecoder's; `place_B` counts the words before, and weights are means of the layers'."""
+        state_BQH = self.of_embedding(embedded_BQE + self._places(place_B).unsqueeze(1))
         num_rows, num_beams = row_BQW.size(0), row_BQW.size(1)
         earlier = row_BQW.reshape(num_rows, num_beams, len(self.layers), self.kept, self.size)
         kept: list[Tensor] = []

@@ -25,7 +25,7 @@ class Network(nn.Module):
     def __init__(self, wanted: Hyperparameters, num_source: int, num_target: int) -> None:
         """Weights as `weight_init_type` has them; vocabulary sizes hold the four special tokens."""
         super().__init__()
-        self.pad = PAD  # TorchScript sees attributes, and no globals
+        self.pad, self.bos = PAD, BOS  # TorchScript sees attributes, and no globals
         self.of_source = nn.Embedding(num_source, wanted.num_embed_source)
         self.of_target = nn.Embedding(num_target, wanted.num_embed_target)
         self.source_dropout = nn.Dropout(wanted.embed_dropout_source)
@@ -51,10 +51,10 @@ class Network(nn.Module):
             label_BT: int64, the target with `</s>`, 0 for padding at the end.
         """
         encoded_BSC, there_BS = self.encode(source_BS)
-        before_BT = torch.cat([torch.full_like(label_BT[:, :1], BOS), label_BT[:, :-1]], dim=1)
+        before_BT = torch.cat([torch.full_like(label_BT[:, :1], self.bos), label_BT[:, :-1]], dim=1)
         result_BTH = self.decoder(self.target_dropout(self.of_target(before_BT)), encoded_BSC, there_BS)
         # the largest multiplication of all, spared for padding
-        logit_NV: Tensor = self.to_word(result_BTH[label_BT != PAD])
+        logit_NV: Tensor = self.to_word(result_BTH[label_BT != self.pad])
         return logit_NV
 
 

@@ -1,0 +1,258 @@
+"""A trained Seq2seq as a bundle: the whole batched beam search as one graph, and the encoder and one decoder step apart.
+
+The first is what the handler runs; the other two are for callers that search in ways of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporters.graphs import PARITY_TOLERANCE, ExportableGraph, measure_parity, write_graph
+from formats import vocabulary
+from formats.errors import InvalidBody
+from formats.vocabulary import SPECIALS
+from model_store.manifest import Batching, Golden, Manifest, Mode, TensorSpec
+from trainers.checkpoints import load
+from trainers.earlier_model import MODEL_WEIGHTS
+from trainers.hyperparameter_schema import parse
+from trainers.job import ClientError
+from trainers.seq2seq.beam_search import BeamSearch
+from trainers.seq2seq.hyperparameters import Hyperparameters
+from trainers.seq2seq.model import Network
+from trainers.seq2seq.train import VOCABULARY_FILES, max_lengths
+
+__all__ = ["load_network", "write_bundle"]
+
+_CONTENT_TYPES = ["application/json", "application/jsonlines", "application/x-recordio-protobuf"]
+_BATCH_SIZES = (3, 1, 5)
+
+
+def write_bundle(checkpoint: Path, description: dict[str, Any], directory: Path) -> Manifest:
+    """Write every file of the bundle but its manifest, which is returned unsealed.
+
+    Args:
+        checkpoint: what training left in `OUTPUT/model`.
+        description: its `model.json`.
+        directory: an empty directory.
+
+    Raises:
+        ParityError: an exported graph answers differently from the model.
+        ClientError: the weights are not of the network that the description names, or a vocabulary is missing.
+    """
+    wanted = parse(Hyperparameters, description["hyperparameters"])
+    words = _copy_vocabularies(checkpoint, directory)
+    network = load_network(checkpoint, wanted, *map(len, words))
+    ratio = (description["length_ratio"]["mean"], description["length_ratio"]["standard_deviation"])
+    graphs = [_translate(network, wanted, ratio), *_apart(network, wanted)]
+    described = {graph.name: write_graph(directory, graph) for graph in graphs}
+    parity = [case for graph in graphs for case in measure_parity(directory, graph)]
+    return Manifest(
+        algorithm="seq2seq",
+        default_mode="translation",
+        modes={
+            "translation": Mode(
+                graph="translate",
+                placement=["cpu", "gpu"],
+                content_types=_CONTENT_TYPES,
+                accepts=_CONTENT_TYPES,
+                batching=Batching(max_batch_size=64),
+            )
+        },
+        graphs=described,
+        golden=_write_golden(directory, network, wanted, words, ratio),
+        hyperparameters=description["hyperparameters"],
+        settings={
+            "beam_size": min(wanted.beam_size, len(words[1])),
+            "max_seq_len_source": wanted.max_seq_len_source,
+            "length_ratio_mean": ratio[0],
+            "length_ratio_standard_deviation": ratio[1],
+        },
+        metrics=description["metrics"],
+        parity_tolerance=PARITY_TOLERANCE,
+        parity=parity,
+    )
+
+
+def load_network(checkpoint: Path, wanted: Hyperparameters, num_source: int, num_target: int) -> Network:
+    """The trained network in eval mode, on the CPU.
+
+    Raises:
+        ClientError: the weights are of another network.
+    """
+    network = Network(wanted, num_source, num_target)
+    try:
+        network.load_state_dict(load(checkpoint / MODEL_WEIGHTS))
+    except RuntimeError as error:
+        text = str(error).splitlines()[-1].strip()
+        raise ClientError(f"{checkpoint / MODEL_WEIGHTS} does not fit the network of model.json: {text}") from error
+    return network.eval()
+
+
+class _Encoder(nn.Module):
+    """(B, S) ids to what decoder steps need of them."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, source: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        encoded, there = self.network.encode(source)
+        decoder = self.network.decoder
+        start = decoder.start(encoded, there)
+        return decoder.attention.keys(encoded), decoder.attention.values(encoded), there, start
+
+
+class _DecoderStep(nn.Module):
+    """One more token of Q hypotheses for each of B sentences."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, token: Tensor, place: Tensor, row: Tensor, seen: Tensor, key: Tensor, value: Tensor, there: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        embedded = self.network.of_target(token)
+        result, row, weight = self.network.decoder.step(embedded, row, seen, key, value, there, place)
+        # an unused input would be lost in ONNX
+        chance = torch.log_softmax(self.network.to_word(result), dim=2) + 0.0 * place.view(-1, 1, 1)
+        return chance, row, seen + weight, weight
+
+
+def _translate(network: Network, wanted: Hyperparameters, ratio: tuple[float, float]) -> ExportableGraph:
+    samples = []
+    for size in _BATCH_SIZES:
+        source = _made(network, wanted, size)
+        lengths = (source != 0).sum(dim=1)
+        beams = torch.full((size,), min(wanted.beam_size, network.to_word.out_features))
+        beams[0] = 1 if size > 1 else beams[0]
+        limits = torch.from_numpy(max_lengths(lengths.numpy(), *ratio))
+        penalty = torch.tensor([[1.0, 0.0]]).repeat(size, 1)
+        samples.append((source, limits, beams, penalty, torch.arange(size) == 0))
+    return ExportableGraph(
+        name="translate",
+        module=BeamSearch(network).eval(),
+        inputs=[
+            TensorSpec(name="source", datatype="INT64", shape=[-1, -1]),
+            TensorSpec(name="max_length", datatype="INT64", shape=[-1]),
+            TensorSpec(name="beam_size", datatype="INT64", shape=[-1]),
+            TensorSpec(name="length_penalty", datatype="FP32", shape=[-1, 2]),
+            TensorSpec(name="attention_wanted", datatype="BOOL", shape=[-1]),
+        ],
+        outputs=[
+            TensorSpec(name="target", datatype="INT64", shape=[-1, -1]),
+            TensorSpec(name="score", datatype="FP32", shape=[-1]),
+            TensorSpec(name="attention", datatype="FP32", shape=[-1, -1, -1]),
+        ],
+        samples=samples,
+    )
+
+
+def _apart(network: Network, wanted: Hyperparameters) -> list[ExportableGraph]:
+    encoder, step = _Encoder(network).eval(), _DecoderStep(network).eval()
+    sources = [_made(network, wanted, size) for size in _BATCH_SIZES]
+    samples = []
+    for source in sources:
+        with torch.inference_mode():
+            key, value, there, start = encoder(source)
+        num_beams = 3
+        token = torch.full((len(source), num_beams), 2)
+        row = start.unsqueeze(1).repeat(1, num_beams, 1)
+        seen = torch.zeros(len(source), num_beams, source.size(1))
+        place = torch.zeros(len(source), dtype=torch.int64)
+        samples.append(tuple(each.clone() for each in (token, place, row, seen, key, value, there)))
+    key_size, value_size = samples[0][4].size(2), samples[0][5].size(2)
+    row_size, num_words = samples[0][2].size(2), network.to_word.out_features
+    memory = [
+        TensorSpec(name="key", datatype="FP32", shape=[-1, -1, key_size]),
+        TensorSpec(name="value", datatype="FP32", shape=[-1, -1, value_size]),
+        TensorSpec(name="there", datatype="BOOL", shape=[-1, -1]),
+    ]
+    return [
+        ExportableGraph(
+            name="encoder",
+            module=encoder,
+            inputs=[TensorSpec(name="source", datatype="INT64", shape=[-1, -1])],
+            outputs=[*memory, TensorSpec(name="start", datatype="FP32", shape=[-1, row_size])],
+            samples=[(source,) for source in sources],
+        ),
+        ExportableGraph(
+            name="decoder_step",
+            module=step,
+            inputs=[
+                TensorSpec(name="token", datatype="INT64", shape=[-1, -1]),
+                TensorSpec(name="place", datatype="INT64", shape=[-1]),
+                TensorSpec(name="row", datatype="FP32", shape=[-1, -1, row_size]),
+                TensorSpec(name="seen", datatype="FP32", shape=[-1, -1, -1]),
+                *memory,
+            ],
+            outputs=[
+                TensorSpec(name="log_probability", datatype="FP32", shape=[-1, -1, num_words]),
+                TensorSpec(name="next_row", datatype="FP32", shape=[-1, -1, row_size]),
+                TensorSpec(name="next_seen", datatype="FP32", shape=[-1, -1, -1]),
+                TensorSpec(name="attention", datatype="FP32", shape=[-1, -1, -1]),
+            ],
+            samples=samples,
+        ),
+    ]
+
+
+def _made(network: Network, wanted: Hyperparameters, num_rows: int) -> Tensor:
+    """Sentences of several lengths by a stated rule, the longest up to 20 tokens."""
+    longest = min(wanted.max_seq_len_source, 20)
+    generator = torch.Generator().manual_seed(num_rows)
+    first = min(len(SPECIALS), network.of_source.num_embeddings - 1)
+    ids = torch.randint(first, network.of_source.num_embeddings, (num_rows, longest), generator=generator)
+    lengths = torch.linspace(longest, 1, num_rows).round() if num_rows > 1 else torch.tensor([float(longest)])
+    return ids.masked_fill(torch.arange(longest) >= lengths[:, None], 0)
+
+
+def _copy_vocabularies(checkpoint: Path, directory: Path) -> list[dict[str, int]]:
+    found = []
+    for name in VOCABULARY_FILES:
+        try:
+            found.append(vocabulary.read(checkpoint / name))
+        except (OSError, InvalidBody) as error:
+            raise ClientError(f"{checkpoint / name}: {error}; training writes it beside the weights") from error
+        shutil.copyfile(checkpoint / name, directory / name)
+    return found
+
+
+def _write_golden(
+    directory: Path,
+    network: Network,
+    wanted: Hyperparameters,
+    words: list[dict[str, int]],
+    ratio: tuple[float, float],
+) -> Golden:
+    """A short sentence, and its translation by the model as it was trained."""
+    most = min(4, wanted.max_seq_len_source, max(1, len(words[0]) - len(SPECIALS)))
+    source = vocabulary.tokens_of(words[0])[-most:]
+    ids = torch.tensor([vocabulary.ids_of(words[0], source)])
+    with torch.inference_mode():
+        target_BT, _, _ = BeamSearch(network)(
+            ids,
+            torch.from_numpy(max_lengths(np.array([most]), *ratio)),
+            torch.tensor([min(wanted.beam_size, len(words[1]))]),
+            torch.tensor([[1.0, 0.0]]),
+            torch.tensor([False]),
+        )
+    tokens = vocabulary.tokens_of(words[1])
+    target = " ".join(tokens[token] for token in target_BT[0].tolist() if token)
+    (directory / "golden.request.json").write_text(json.dumps({"instances": [{"data": " ".join(source)}]}))
+    (directory / "golden.json").write_text(json.dumps({"predictions": [{"target": target}]}))
+    return Golden(
+        request="golden.request.json",
+        content_type="application/json",
+        accept="application/json",
+        mode="",
+        response="golden.json",
+        tolerance=PARITY_TOLERANCE,
+    )

@@ -1,4 +1,4 @@
-"""A trained Seq2seq as a bundle: the whole batched beam search as one graph, and the encoder and one decoder step apart.
+"""A trained Seq2seq as a bundle: the whole batched beam search as one graph, and encoder and decoder step apart.
 
 The first is what the handler runs; the other two are for callers that search in ways of their own.
 """

@@ -17,6 +17,7 @@ _HANDLERS = {
     "object2vec": "handlers.object2vec:Object2Vec",
     "object_detection": "handlers.object_detection:ObjectDetection",
     "semantic_segmentation": "handlers.semantic_segmentation:SemanticSegmentation",
+    "seq2seq": "handlers.seq2seq:Seq2seq",
     "tensor": "handlers.tensor:TensorHandler",
 }
 

@@ -67,7 +67,9 @@ class Handler(ABC):
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.manifest = bundle.manifest
         self.bundle = bundle
-        graphs = {name: load_graph(bundle.path, graph, runtime) for name, graph in bundle.manifest.graphs.items()}
+        # a bundle may hold graphs for others, which need no memory here
+        used = {mode.graph: bundle.manifest.graphs[mode.graph] for mode in bundle.manifest.modes.values()}
+        graphs = {name: load_graph(bundle.path, graph, runtime) for name, graph in used.items()}
         self._plans: dict[str, _Plan] = {}
         for name, mode in bundle.manifest.modes.items():
             check_types = lru_cache(maxsize=256)(partial(_check_types, mode))

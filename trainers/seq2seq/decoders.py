@@ -151,7 +151,7 @@ class RnnDecoder(nn.Module):
         at = self.size
         for number, layer in enumerate(self.lower):
             state = row[:, :, at : at + self.state_size]
-            state = layer.cell(gates + layer.of_input(read), state) if number == 0 else layer(read, state)
+            state = layer.cell(gates + layer.of_input(read), state) if number == 0 else layer(read, state)  # type: ignore[operator]
             made = state[:, :, : self.size]
             read = made + read if number > 0 and number >= self.first_residual else made
             states.append(state)
@@ -220,7 +220,7 @@ class CnnDecoder(nn.Module):
         for number, (layer, of_context) in enumerate(zip(self.layers, self.of_context)):  # noqa: B905
             window = torch.cat([earlier[:, :, number], state_BQH.unsqueeze(2)], dim=2)
             kept.append(window[:, :, 1:].flatten(2))
-            made_BQH = layer.of_one(window[:, :, self.kept + 1 - self.width :])
+            made_BQH = layer.of_one(window[:, :, self.kept + 1 - self.width :])  # type: ignore[operator]
             context_BQC, looked_BQS = self.attention(made_BQH, key_BSA, value_BSC, there_BS, seen_BQS)
             weight_BQS = weight_BQS + looked_BQS
             state_BQH = made_BQH + of_context(context_BQC) + state_BQH

@@ -291,6 +291,10 @@ def tokenize(
     num_words_target: Annotated[int, typer.Option(min=1, help="As --num-words-source.")] = 50_000,
     min_count_source: Annotated[int, typer.Option(min=1, help="Rarer tokens are left out.")] = 1,
     min_count_target: Annotated[int, typer.Option(min=1, help="As --min-count-source.")] = 1,
+    num_subwords: Annotated[
+        int | None, typer.Option(min=1, help="Learn so many parts of words from plain text, and split it into them.")
+    ] = None,
+    subwords_model: Annotated[Path | None, typer.Option(help="Split plain text by this SentencePiece model.")] = None,
 ) -> None:
     """Turn parallel text into vocabularies and RecordIO-protobuf for seq2seq."""
     from formats.tokenize import tokenize as run  # noqa: PLC0415
@@ -309,8 +313,25 @@ def tokenize(
             num_words_target=num_words_target,
             min_count_source=min_count_source,
             min_count_target=min_count_target,
+            num_subwords=num_subwords,
+            subwords_model=subwords_model,
             write=typer.echo,
         )
+
+
+@data.command()
+def subwords(
+    model: Annotated[Path, typer.Argument(help="A SentencePiece model, such as tokenize writes.")],
+    merge: Annotated[bool, typer.Option(help="Tokens to text, instead of text to tokens.")] = False,
+) -> None:
+    """Split each line of standard input into parts of words, or put them together, for seq2seq's requests."""
+    from formats.subwords import Subwords  # noqa: PLC0415
+    from formats.subwords import merge as merged  # noqa: PLC0415
+
+    with _user_errors():
+        split = Subwords(model).split
+        for line in sys.stdin:
+            typer.echo(merged(line.split()) if merge else " ".join(split(line.strip())))
 
 
 @data.command()

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from formats import record, vocabulary
+from formats import record, subwords, vocabulary
 from formats.errors import InvalidBody
 from formats.lines import read_lines
 from formats.record import Record, Tensor
 
 __all__ = ["TokenizeReport", "tokenize"]
+
+
+Split = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ def tokenize(
     num_words_target: int = 50_000,
     min_count_source: int = 1,
     min_count_target: int = 1,
+    num_subwords: int | None = None,
+    subwords_model: Path | None = None,
     write: Callable[[str], object] = print,
 ) -> TokenizeReport:
     """Write `train.rec`, `val.rec` (when validation texts are given), `vocab.src.json` and `vocab.trg.json`.
@@ -67,48 +72,60 @@ def tokenize(
         num_words_target: as num_words_source.
         min_count_source: rarer tokens are left out.
         min_count_target: as min_count_source.
+        num_subwords: the texts are plain, and are split into so many parts of words, learned from both sides of the
+            training text and written as `subwords.model`.
+        subwords_model: the same, by an existing SentencePiece model.
         write: told the results, one line at a time.
 
     Raises:
         InvalidBody: two files of different numbers of lines, no pair at all, or a bad vocabulary.
-        ValueError: only one of the two validation texts.
+        ValueError: only one of the two validation texts, or both kinds of subwords.
     """
+    if num_subwords is not None and subwords_model is not None:
+        raise ValueError("subwords are either learned or given, not both")
     if (val_source is None) != (val_target is None):
         raise ValueError("validation needs both its source and its target text")
-    if single_vocab:
-        source = target = _vocabulary([train_source, train_target], vocab_source, num_words_source, min_count_source)
-    else:
-        source = _vocabulary([train_source], vocab_source, num_words_source, min_count_source)
-        target = _vocabulary([train_target], vocab_target, num_words_target, min_count_target)
     output_dir.mkdir(parents=True, exist_ok=True)
+    if num_subwords is not None:
+        subwords_model = output_dir / "subwords.model"
+        subwords.learn(chain(_texts(train_source), _texts(train_target)), subwords_model, num_subwords)
+        write(f"{subwords_model}: {num_subwords} parts of words")
+    split = str.split if subwords_model is None else subwords.Subwords(subwords_model).split
+    if single_vocab:
+        both = [train_source, train_target]
+        source = target = _vocabulary(both, split, vocab_source, num_words_source, min_count_source)
+    else:
+        source = _vocabulary([train_source], split, vocab_source, num_words_source, min_count_source)
+        target = _vocabulary([train_target], split, vocab_target, num_words_target, min_count_target)
     vocabulary.write(output_dir / "vocab.src.json", source)
     vocabulary.write(output_dir / "vocab.trg.json", target)
     write(f"vocabulary: {len(source)} source and {len(target)} target tokens")
 
-    train, dropped = _write_pairs(train_source, train_target, source, target, output_dir / train_output, write)
+    train, dropped = _write_pairs(train_source, train_target, split, source, target, output_dir / train_output, write)
     val = 0
     if val_source is not None and val_target is not None:
-        val, more = _write_pairs(val_source, val_target, source, target, output_dir / val_output, write)
+        val, more = _write_pairs(val_source, val_target, split, source, target, output_dir / val_output, write)
         dropped += more
     return TokenizeReport(len(source), len(target), train, val, dropped)
 
 
-def _vocabulary(texts: list[Path], given: Path | None, num_words: int, min_count: int) -> dict[str, int]:
+def _vocabulary(texts: list[Path], split: Split, given: Path | None, num_words: int, min_count: int) -> dict[str, int]:
     if given is not None:
         return vocabulary.read(given)
-    lines = chain.from_iterable(map(_lines, texts))
+    lines = map(split, chain.from_iterable(map(_texts, texts)))
     return vocabulary.build(lines, num_words=num_words, min_count=min_count)
 
 
-def _lines(path: Path) -> Iterator[list[str]]:
+def _texts(path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
         for _, line in read_lines(stream, str(path)):
-            yield line.decode("utf-8", "replace").split()
+            yield line.decode("utf-8", "replace")
 
 
 def _write_pairs(
     source_text: Path,
     target_text: Path,
+    split: Split,
     source: Mapping[str, int],
     target: Mapping[str, int],
     output: Path,
@@ -118,12 +135,13 @@ def _write_pairs(
 
     def pairs() -> Iterator[Record]:
         nonlocal dropped
-        for number, (left, right) in enumerate(zip_longest(_lines(source_text), _lines(target_text)), 1):
+        for number, (left, right) in enumerate(zip_longest(_texts(source_text), _texts(target_text)), 1):
             if left is None or right is None:
                 short, long = (source_text, target_text) if left is None else (target_text, source_text)
                 raise InvalidBody(f"{short} ends at line {number - 1}, {long} goes on: the two must be parallel")
-            if left and right:
-                yield Record({"source": _tensor(source, left), "target": _tensor(target, right)})
+            tokens = split(left), split(right)
+            if all(tokens):
+                yield Record({"source": _tensor(source, tokens[0]), "target": _tensor(target, tokens[1])})
             else:
                 dropped += 1
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from sacrebleu.metrics.bleu import BLEU
 
-__all__ = ["BleuScores", "bleu_scores", "merged"]
+from formats.subwords import merge
 
-_SUBWORD_NMT = re.compile(r"@@( |$)")
+__all__ = ["BleuScores", "bleu_scores"]
 
 
 class BleuScores(NamedTuple):
@@ -24,12 +23,5 @@ def bleu_scores(translations: Sequence[Sequence[str]], references: Sequence[Sequ
     """Of tokenised sentences; one reference each (Papineni et al. 2002; Post 2018, arXiv:1804.08771)."""
     of_tokens = BLEU(tokenize="none", smooth_method="floor", smooth_value=0.01, force=True)
     found = of_tokens.corpus_score([" ".join(each) for each in translations], [[" ".join(each) for each in references]])
-    of_text = BLEU(force=True).corpus_score(list(map(merged, translations)), [list(map(merged, references))])
+    of_text = BLEU(force=True).corpus_score(list(map(merge, translations)), [list(map(merge, references))])
     return BleuScores(found.score / 100, of_text.score)
-
-
-def merged(tokens: Sequence[str]) -> str:
-    """Text of parts of words: SentencePiece's, with `▁` before a word, or subword-nmt's, with `@@` inside."""
-    if any("▁" in token for token in tokens):
-        return "".join(tokens).replace("▁", " ").strip()
-    return _SUBWORD_NMT.sub("", " ".join(tokens))

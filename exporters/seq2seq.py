@@ -121,8 +121,9 @@ class _DecoderStep(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         embedded = self.network.of_target(token)
         result, row, weight = self.network.decoder.step(embedded, row, seen, key, value, there, place)
-        # an unused input would be lost in ONNX
-        chance = torch.log_softmax(self.network.to_word(result), dim=2) + 0.0 * place.view(-1, 1, 1)
+        # ONNX loses inputs that some kinds of network have no use for
+        unused = 0.0 * (place.view(-1, 1, 1) + key[:, :1, :1])
+        chance = torch.log_softmax(self.network.to_word(result), dim=2) + unused
         return chance, row, seen + weight, weight
 
 

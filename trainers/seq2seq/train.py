@@ -260,12 +260,15 @@ class Learner:
             self.updates += 1
             batch_done(len(some), metric_so_far)
         metrics = self._metrics(self._world.sum(totals))
-        if not math.isfinite(metrics["perplexity"]):
+        self._refuse_divergence(metrics["perplexity"])
+        return {name: metrics[name] for name in ("perplexity", *self._also_accuracy)}
+
+    def _refuse_divergence(self, perplexity: float) -> None:
+        if not math.isfinite(perplexity):
             raise ClientError(
-                f"Training diverged at update {self.updates}: the perplexity is {metrics['perplexity']}; "
+                f"Training diverged at update {self.updates}: the perplexity is {perplexity}; "
                 "try a smaller learning_rate, or a smaller clip_gradient."
             )
-        return {name: metrics[name] for name in ("perplexity", *self._also_accuracy)}
 
     @property
     def _also_accuracy(self) -> tuple[str, ...]:
@@ -316,10 +319,9 @@ class Learner:
     @staticmethod
     def _metrics(totals: Tensor) -> dict[str, float]:
         loss, right, count = totals.tolist()
-        return {
-            "perplexity": math.exp(min(loss / count, 700.0)) if math.isfinite(loss) else math.nan,
-            "accuracy": right / count,
-        }
+        mean = loss / count
+        perplexity = math.exp(mean) if mean < 700 else math.inf if mean >= 700 else math.nan
+        return {"perplexity": perplexity, "accuracy": right / count}
 
     def _set_rate(self) -> None:
         wanted = self._wanted
@@ -354,6 +356,7 @@ class Learner:
                 loss_N = torch.nn.functional.cross_entropy(logit_NV, word_N, reduction="none")
                 totals += self._totals(loss_N, logit_NV, word_N, True)
         metrics = self._metrics(self._world.sum(totals))
+        self._refuse_divergence(metrics["perplexity"])
         if self._wanted.bleu_sample:
             metrics["bleu"] = self._bleu()
         metrics[_OBJECTIVE] = -metrics["perplexity"]

@@ -24,6 +24,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
+from examples.dates import as_tokens, write_dates
 from examples.deepar_synthetic import write_series
 from examples.digits import CLASS_NAMES, write_digits
 from examples.docstrings import write_text
@@ -51,6 +52,12 @@ _QUESTIONS = {
 }
 WAVES = "waves"
 _WITHHELD = 24
+DATES = "dates"
+_WRITTEN = {
+    "24 December 1998": "1998-12-24",
+    "Fri 13 Nov 26": "2026-11-13",
+    "the 05th of May 2031": "2031-05-05",
+}
 _START_TIMEOUT_S = 60.0
 
 
@@ -66,6 +73,8 @@ def main(arguments: list[str]) -> int:
         _make_model_of_texts(store)
     if not (store / WAVES).is_dir():
         _make_model_of_series(store)
+    if not (store / DATES).is_dir():
+        _make_model_of_dates(store)
     os.environ.setdefault("PENSTOCK_DEFAULT_ENDPOINT", NAME)  # what /invocations asks where several models are served
     settings = read_settings()
     with _foreground(), _serving(settings) as server:
@@ -75,6 +84,7 @@ def main(arguments: list[str]) -> int:
         _show_mask(settings)
         _show_topics(settings)
         _show_forecast(settings)
+        _show_dates(settings)
         if "--once" not in arguments:
             print("\nServing until Ctrl-C.", flush=True)
             while server.poll() is None:
@@ -114,6 +124,13 @@ def _make_model_of_series(store: Path) -> None:
         write_series(data)
         print(f"wrote 200 noisy waves of an hour's step to {data.relative_to(ROOT)}")
     _make_model(store, WAVES, "deepar", {"train": data / "train"})
+
+
+def _make_model_of_dates(store: Path) -> None:
+    data = WORK / "dates"
+    if not (data / "validation" / "val.rec").exists():
+        print(f"writing dates in many forms to {data.relative_to(ROOT)}: {write_dates(data)}")
+    _make_model(store, DATES, "seq2seq", {part: data / part for part in ("train", "validation", "vocab")})
 
 
 def _make_model(store: Path, name: str, algorithm: str, channels: Mapping[str, Path]) -> None:
@@ -275,6 +292,24 @@ def _show_forecast(settings: Settings) -> None:
     print(f"  -> {inside} of {_WITHHELD} hours inside")
     if inside < _WITHHELD / 2:
         sys.exit("most of the day lies outside the interval")
+
+
+def _show_dates(settings: Settings) -> None:
+    """Dates in one form, and where the model has looked; ends with an error when one is another day."""
+    instances = [{"data": as_tokens(text), "configuration": {"attention_matrix": "true"}} for text in _WRITTEN]
+    body = json.dumps({"instances": instances}).encode()
+    answers = json.loads(_ask(settings, DATES, body, "application/json", "application/json"))["predictions"]
+    print("\nDates as people write them, turned by Seq2seq into those of machines:\n")
+    found = [answer["target"].replace(" ", "") for answer in answers]
+    for text, day in zip(_WRITTEN, found, strict=True):
+        print(f"  {text} -> {day}")
+    text, looked = next(iter(_WRITTEN)), np.array(answers[0]["matrix"])
+    print("\n  Where it looked for each sign of the first answer:\n")
+    print("      " + text.replace(" ", "_"))
+    for sign, row in zip(found[0], looked, strict=True):
+        print(f"    {sign} " + "".join(" .:oO@"[int(5.99 * weight)] for weight in row).rstrip())
+    if found != list(_WRITTEN.values()):
+        sys.exit(f"expected {', '.join(_WRITTEN.values())}")
 
 
 def _ask(settings: Settings, name: str, body: bytes, accept: str, content_type: str = "image/png") -> bytes:

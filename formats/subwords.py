@@ -25,10 +25,8 @@ class Subwords:
     """
 
     def __init__(self, file: Path) -> None:
-        from sentencepiece import SentencePieceProcessor  # noqa: PLC0415  the `subwords` extra
-
         try:
-            self._processor: Any = SentencePieceProcessor(model_proto=file.read_bytes())
+            self._processor: Any = _sentencepiece().SentencePieceProcessor(model_proto=file.read_bytes())
         except RuntimeError as error:
             raise InvalidBody(f"{file} is not a SentencePiece model: {str(error)[:200]}") from error
 
@@ -49,11 +47,9 @@ def learn(lines: Iterable[str], file: Path, size: int) -> None:
     Raises:
         InvalidBody: the text is too small for so many parts.
     """
-    from sentencepiece import SentencePieceTrainer  # noqa: PLC0415
-
     model = io.BytesIO()
     try:
-        SentencePieceTrainer.train(
+        _sentencepiece().SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=size,
@@ -71,3 +67,11 @@ def merge(tokens: Sequence[str]) -> str:
     if any(_SPACE in token for token in tokens):
         return "".join(tokens).replace(_SPACE, " ").strip()
     return " ".join(tokens).replace("@@ ", "").removesuffix("@@")
+
+
+def _sentencepiece() -> Any:
+    try:
+        import sentencepiece  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError("parts of words need the extra 'subwords': pip install 'penstock[subwords]'") from error
+    return sentencepiece

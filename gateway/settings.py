@@ -45,6 +45,9 @@ class PoolSettings(BaseModel):
     itself, for the lowest latency; one that crashes takes the gateway with it."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads inside one operator of one worker; workers times threads should not pass the cores."""
+    cpus: list[Annotated[int, Field(ge=0)]] = []
+    """Processors by number that workers are bound to, `threads` of them each, by turns (backend `embedded`, Linux).
+    Empty: the system moves them as it likes."""
     on_cpu: bool = False
     """Compute on the CPU though `device` is `gpu`: to try out placements on a machine without one."""
     engine: Literal["onnx", "torchscript"] = "onnx"
@@ -68,6 +71,20 @@ class PoolSettings(BaseModel):
     def _workers_where_needed(self) -> PoolSettings:
         if self.backend == "torchserve" and not self.workers:
             raise ValueError("workers = 0 is for backend 'embedded'; TorchServe needs at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _cpus_that_are_there(self) -> PoolSettings:
+        if not self.cpus:
+            return self
+        if self.backend != "embedded" or not self.workers:
+            raise ValueError("cpus binds worker processes of backend 'embedded'; this pool has none")
+        if not hasattr(os, "sched_getaffinity"):
+            raise ValueError("cpus: this system does not bind processes to processors")
+        there = os.sched_getaffinity(0)
+        missing = sorted(set(self.cpus) - there)
+        if missing:
+            raise ValueError(f"cpus: {missing} are not among this process's: {sorted(there)}")
         return self
 
 

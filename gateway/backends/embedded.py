@@ -239,7 +239,7 @@ class EmbeddedBackend:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(backoff)
-            worker = await self._spawn()
+            worker = await self._spawn(index)
             try:
                 if await self._prepare(worker) and not first_ready.done():
                     first_ready.set_result(None)
@@ -259,7 +259,7 @@ class EmbeddedBackend:
                 *(self._name, index, worker.process.pid, worker.process.returncode, lived, backoff),
             )
 
-    async def _spawn(self) -> _Worker:
+    async def _spawn(self, index: int) -> _Worker:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -275,10 +275,18 @@ class EmbeddedBackend:
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             )
+            self._bind(process.pid, index)
             requests, answers = map(Arena, passed[1:]) if passed[1:] else (None, None)
         _, connection = await loop.create_connection(_Connection, sock=ours)
         self._count("worker_started")
         return _Worker(process, connection, loop.time(), requests, answers)
+
+    def _bind(self, pid: int, index: int) -> None:
+        """Bind a worker that has no threads yet: those it starts inherit its processors."""
+        cpus, number = self._settings.cpus, self._settings.threads
+        if cpus and sys.platform == "linux":
+            with contextlib.suppress(ProcessLookupError):  # its end is told elsewhere
+                os.sched_setaffinity(pid, {cpus[(index * number + place) % len(cpus)] for place in range(number)})
 
     async def _prepare(self, worker: _Worker) -> bool:
         """Load every model into a fresh worker, then let it take batches; False when it died on the way."""

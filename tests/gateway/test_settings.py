@@ -51,6 +51,8 @@ def test_two_underscores_reach_into_a_pool(file: Path, monkeypatch: pytest.Monke
         ("http_port = 70000", "http_port"),
         ('[pools.cpu]\ndevice = "tpu"', "pools.cpu.device"),
         ('[pools.cpu]\ndevice = "cpu"\nworkrs = 1', "pools.cpu.workrs"),
+        ('[pools.cpu]\ndevice = "cpu"\ncpus = [100000]', r"cpus: \[100000\] are not among"),
+        ('[pools.cpu]\ndevice = "cpu"\ncpus = [0]\nworkers = 0', "cpus binds worker processes of backend 'embedded'"),
         ('[placement]\ntensor = ["moon"]', "placement.tensor.0"),
         ("[endpoints.x]\nvariants = []", "endpoints.x.variants"),
         ('[endpoints.x]\nvariants = [{model = "m", weight = -1}]', "endpoints.x.variants.0.weight"),

@@ -106,3 +106,22 @@ def test_a_new_worker_has_memory_of_its_own(echo: Bundle, tmp_path: Path) -> Non
                 await asyncio.sleep(0.05)
 
     assert [said(outcome) for outcome in run(kill_and_ask, echo, tmp_path)] == [TEXT]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind processes")
+def test_workers_are_bound_to_processors_of_their_own(echo: Bundle, tmp_path: Path) -> None:
+    there = sorted(os.sched_getaffinity(0))[:2]
+
+    async def bound() -> list[set[int]]:
+        settings = PoolSettings(device="cpu", workers=3, cpus=there)
+        backend = EmbeddedBackend("cpu", settings, tmp_path, lambda _: None)
+        await backend.start()
+        try:
+            await backend.load(echo)
+            return [set(os.sched_getaffinity(each.process.pid)) for each in backend._workers]
+        finally:
+            await backend.close()
+
+    found = asyncio.run(bound())
+    expected = [{there[number % len(there)]} for number in range(3)]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, expected))

@@ -61,17 +61,12 @@ def tokenize(
         train_source: tokenised UTF-8 text, plain or gzip; bytes that are not UTF-8 are replaced.
         train_target: its translation, line by line.
         output_dir: made if it is not there.
-        val_source: as train_source, for validation.
-        val_target: as train_target.
-        train_output: name of the training file.
-        val_output: name of the validation file.
-        vocab_source: an existing vocabulary to use instead of building one.
-        vocab_target: as vocab_source.
+        val_source, val_target: the same for validation.
+        train_output, val_output: names of the files of records.
+        vocab_source, vocab_target: existing vocabularies to use instead of building them.
         single_vocab: one vocabulary, built of both sides with the source's limits, written under both names.
-        num_words_source: most frequent tokens to keep, before the four specials.
-        num_words_target: as num_words_source.
-        min_count_source: rarer tokens are left out.
-        min_count_target: as min_count_source.
+        num_words_source, num_words_target: most frequent tokens to keep, before the four specials.
+        min_count_source, min_count_target: rarer tokens are left out.
         num_subwords: the texts are plain, and are split into so many parts of words, learned from both sides of the
             training text and written as `subwords.model`.
         subwords_model: the same, by an existing SentencePiece model.
@@ -81,21 +76,13 @@ def tokenize(
         InvalidBody: two files of different numbers of lines, no pair at all, or a bad vocabulary.
         ValueError: only one of the two validation texts, or both kinds of subwords.
     """
-    if num_subwords is not None and subwords_model is not None:
-        raise ValueError("subwords are either learned or given, not both")
     if (val_source is None) != (val_target is None):
         raise ValueError("validation needs both its source and its target text")
     output_dir.mkdir(parents=True, exist_ok=True)
-    if num_subwords is not None:
-        subwords_model = output_dir / "subwords.model"
-        subwords.learn(chain(_texts(train_source), _texts(train_target)), subwords_model, num_subwords)
-        write(f"{subwords_model}: {num_subwords} parts of words")
-    split = str.split if subwords_model is None else subwords.Subwords(subwords_model).split
-    if single_vocab:
-        both = [train_source, train_target]
-        source = target = _vocabulary(both, split, vocab_source, num_words_source, min_count_source)
-    else:
-        source = _vocabulary([train_source], split, vocab_source, num_words_source, min_count_source)
+    split = _splitter([train_source, train_target], output_dir, num_subwords, subwords_model)
+    texts = [train_source, train_target] if single_vocab else [train_source]
+    source = target = _vocabulary(texts, split, vocab_source, num_words_source, min_count_source)
+    if not single_vocab:
         target = _vocabulary([train_target], split, vocab_target, num_words_target, min_count_target)
     vocabulary.write(output_dir / "vocab.src.json", source)
     vocabulary.write(output_dir / "vocab.trg.json", target)
@@ -107,6 +94,16 @@ def tokenize(
         val, more = _write_pairs(val_source, val_target, split, source, target, output_dir / val_output, write)
         dropped += more
     return TokenizeReport(len(source), len(target), train, val, dropped)
+
+
+def _splitter(texts: list[Path], output_dir: Path, size: int | None, model: Path | None) -> Split:
+    """How lines become tokens: at blanks, or into parts of words, which are learned here if a size is given."""
+    if size is not None and model is not None:
+        raise ValueError("subwords are either learned or given, not both")
+    if size is not None:
+        model = output_dir / "subwords.model"
+        subwords.learn(chain.from_iterable(map(_texts, texts)), model, size)
+    return str.split if model is None else subwords.Subwords(model).split
 
 
 def _vocabulary(texts: list[Path], split: Split, given: Path | None, num_words: int, min_count: int) -> dict[str, int]:

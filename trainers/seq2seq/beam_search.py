@@ -52,12 +52,11 @@ class BeamSearch(nn.Module):
         num_slots = int(beam_size_B.max())
         num_kept = int(attention_wanted_B.to(torch.int64).max()) * source_BS.size(1)
         longest = int(max_length_B.max())
-        num_rows = source_BS.size(0)
         slot_K = torch.arange(num_slots, device=source_BS.device)
         # slots that a sentence's own beam does not have are finished, and worth nothing
         unused = slot_K.unsqueeze(0) >= beam_size_B.unsqueeze(1)
         finished = unused
-        total = torch.where(slot_K == 0, 0.0, self.worthless).unsqueeze(0).expand(num_rows, -1).to(encoded.dtype)
+        total = torch.where(slot_K == 0, 0.0, self.worthless).expand_as(unused).to(encoded.dtype)
         score = total
         length = torch.zeros_like(unused, dtype=torch.int64)
         token = torch.full_like(length, self.bos)
@@ -65,27 +64,16 @@ class BeamSearch(nn.Module):
         seen = torch.zeros_like(there, dtype=encoded.dtype).unsqueeze(1).expand(-1, num_slots, -1)
         said = token.unsqueeze(2)
         looked = seen[:, :, :num_kept].unsqueeze(2)
-        alpha, beta = length_penalty_B2[:, :1].unsqueeze(2), length_penalty_B2[:, 1:].unsqueeze(2)
-        # what may follow a hypothesis that is finished: padding, for nothing
-        ended = torch.where(
-            torch.arange(min(num_slots, self.num_words), device=source_BS.device) == 0, 0.0, self.worthless
-        )
-        num_steps = 0
-        going = longest > 0
+        num_steps, going = 0, longest > 0
         while going:
             embedded = self.network.of_target(token)
             result, row, weight = self.network.decoder.step(embedded, row, seen, key, value, there, length.amax(dim=1))
             seen = seen + weight
             logit = nn.functional.linear(result, self.network.to_word.weight, self.bias)
-            best, word = logit.topk(min(num_slots, self.num_words), dim=2)
-            best = best - torch.logsumexp(logit, dim=2, keepdim=True)
-            is_over = finished.unsqueeze(2)
-            best = torch.where(is_over, ended, best)
-            word = torch.where(is_over, torch.full_like(word, self.pad), word)
+            best, word = self._continuations(logit, finished, num_slots)
             sums = total.unsqueeze(2) + best
             length = length + (~finished).to(torch.int64)
-            penalty = ((beta + length.unsqueeze(2).clamp(min=1)) / (beta + 1.0)) ** alpha
-            score, chosen = (sums / penalty).flatten(1).topk(num_slots, dim=1)
+            score, chosen = (sums / _penalty(length, length_penalty_B2)).flatten(1).topk(num_slots, dim=1)
             parent = torch.div(chosen, best.size(2), rounding_mode="floor")
             token = word.flatten(1).gather(1, chosen)
             total = torch.where(unused, self.worthless, sums.flatten(1).gather(1, chosen))
@@ -99,11 +87,24 @@ class BeamSearch(nn.Module):
             looked = kept.gather(1, parent.unsqueeze(2).unsqueeze(3).expand(-1, -1, kept.size(2), kept.size(3)))
             going = bool((num_steps < longest) and not bool(finished.all()))
         target_BT = said[:, 0, 1:]
-        return (
-            torch.where(target_BT == self.eos, torch.full_like(target_BT, self.pad), target_BT),
-            score[:, 0],
-            looked[:, 0, 1:],
-        )
+        return target_BT.masked_fill(target_BT == self.eos, self.pad), score[:, 0], looked[:, 0, 1:]
+
+    def _continuations(self, logit_BKV: Tensor, finished_BK: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+        """Log probabilities and ids of each hypothesis's best next tokens, as many as there are slots.
+
+        More of one hypothesis cannot be among the best of all. Behind one that is finished comes padding, for nothing.
+        """
+        best, word = logit_BKV.topk(min(num_slots, self.num_words), dim=2)
+        best = best - torch.logsumexp(logit_BKV, dim=2, keepdim=True)
+        is_over = finished_BK.unsqueeze(2)
+        ended = torch.where(torch.arange(best.size(2), device=best.device) == 0, 0.0, self.worthless)
+        return torch.where(is_over, ended, best), torch.where(is_over, torch.full_like(word, self.pad), word)
+
+
+def _penalty(length_BK: Tensor, length_penalty_B2: Tensor) -> Tensor:
+    """(B, K, 1) of Wu et al. 2016 (arXiv:1609.08144, equation 14), with the numbers that Sockeye lets one choose."""
+    alpha, beta = length_penalty_B2[:, :1].unsqueeze(2), length_penalty_B2[:, 1:].unsqueeze(2)
+    return torch.pow((beta + length_BK.unsqueeze(2).clamp(min=1)) / (beta + 1.0), alpha)
 
 
 def _reordered(values_BKW: Tensor, parent_BK: Tensor) -> Tensor:

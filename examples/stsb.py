@@ -3,10 +3,11 @@
     python -m examples.stsb OUTPUT [--network hcnn|bilstm|pooled_embedding] [--words random|frozen|tuned]
                                    [--watch part|dev] [--seed N] [--set NAME=VALUE ...]
 
-Data are read from PENSTOCK_DATA, or else ../shared/data. Every tenth pair of the training part is held out to choose the
-epoch and the recipe by, and `dev` is scored once, at the end; with `--watch dev` epochs are chosen, and followed, by `dev`.
-The words' embeddings are random, or those of a BlazingText run on the data's own texts (made once in OUTPUT/words),
-left as they are (frozen) or trained on (tuned). A line for each finished run is added to OUTPUT/results.jsonl.
+Data are read from PENSTOCK_DATA, or else ../shared/data. Every tenth pair of the training part is held out to choose
+the epoch and the recipe by, and `dev` is scored once, at the end; with `--watch dev` the epoch is chosen by `dev`, and
+metrics.jsonl of the run is its course. The words' embeddings are random, or those of a BlazingText run on the texts at
+hand (made once in OUTPUT/words), left as they are (frozen) or trained on (tuned). A line for each finished run is added
+to OUTPUT/results.jsonl.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from trainers.job import ClientError, Job
 from trainers.object2vec.hyperparameters import Hyperparameters
 from trainers.progress import log
 
-__all__ = ["Drawn", "Pairs", "Tokens", "announce", "batches", "check", "draw", "read_channel"]
+__all__ = ["Drawn", "Pairs", "Tokens", "announce", "batches", "check", "correlations", "draw", "read_channel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +181,23 @@ def batches(
     ]
     for number in random.permutation(len(found)).tolist():
         yield found[number]
+
+
+def correlations(value_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> dict[str, float]:
+    """Pearson's and Spearman's coefficient, ties ranked by their mean rank; 0 where either side is constant."""
+    return {
+        "pearson_correlation": _pearson(value_N, label_N),
+        "spearman_correlation": _pearson(_ranks(value_N), _ranks(label_N)),
+    }
+
+
+def _pearson(a_N: NDArray[np.float64], b_N: NDArray[np.float64]) -> float:
+    a_N, b_N = a_N - a_N.mean(), b_N - b_N.mean()
+    scale = float(np.sqrt((a_N @ a_N) * (b_N @ b_N)))
+    return float(a_N @ b_N) / scale if scale > 0 else 0.0
+
+
+def _ranks(value_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, place_N, counts = np.unique(value_N, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place_N]
+    return ranks

@@ -38,7 +38,7 @@ __all__ = ["Learner", "train"]
 _OBJECTIVE = "minus_loss"
 _HOST = "algo-1"
 _PAIRS_AT_ONCE = 1024
-_SIGNS = {"accuracy": "score"}
+_SIGNS = {"accuracy": "score", "pearson_correlation": "score", "spearman_correlation": "score"}
 
 
 def train(job: Job, bar: Progress | None = None) -> Path:
@@ -288,18 +288,24 @@ class Learner:
 
     @torch.inference_mode()
     def evaluate(self, pairs: Pairs) -> dict[str, float]:
-        """Loss, and with classes accuracy, of all pairs, by all processes together."""
+        """Of all pairs, by all processes together: loss, and accuracy of classes or correlations of values."""
         self.network.eval()
         everything = np.arange(len(pairs))
         order = np.argsort(self._longer_side(pairs, everything, everything), kind="stable")
         totals = torch.zeros(3, dtype=torch.float64, device=self._device)
+        values: list[Tensor] = []
         for start in range(0, len(order), _PAIRS_AT_ONCE):
             own = self._world.share(order[start : start + _PAIRS_AT_ONCE])
             if len(own):
                 label_B = torch.from_numpy(pairs.labels[own]).to(self._device)
                 score_BO = self.network(*self._ids(pairs, own, own))
                 totals += self._totals(self._losses(score_BO, label_B), score_BO, label_B)
-        return self._metrics(self._world.sum(totals))
+                values.append(torch.stack([score_BO[:, 0], label_B], dim=1).cpu())
+        metrics = self._metrics(self._world.sum(totals))
+        if self._wanted.output_layer == "mean_squared_error":
+            value_N2 = torch.cat(self._world.gather(values)).double().numpy()
+            metrics |= data.correlations(value_N2[:, 0], value_N2[:, 1])
+        return metrics
 
     def _losses(self, score_BO: Tensor, label_B: Tensor) -> Tensor:
         if self._wanted.output_layer == "softmax":

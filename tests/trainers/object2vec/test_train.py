@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trainers.job import ClientError
 from trainers.object2vec import data
@@ -25,8 +28,6 @@ POOLED: dict[str, object] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> None:
-    import torch  # noqa: PLC0415
-
     torch.set_num_threads(1)
 
 
@@ -89,8 +90,6 @@ def test_a_run_says_its_metrics_in_the_originals_lines(tmp_path: Path, caplog: p
 
 def test_a_run_that_was_cut_off_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     whole = run(tmp_path, {"token_embedding_storage_type": "row_sparse", "dropout": 0.2}, "whole")
-    import torch  # noqa: PLC0415
-
     from trainers import checkpoints  # noqa: PLC0415
 
     class Cut(Exception):
@@ -139,22 +138,69 @@ def test_pairs_of_a_batch_are_of_like_lengths_with_buckets() -> None:
     assert max(len(set(((lengths[some] - 1) // 10).tolist())) for some in found) == 1
 
 
-def test_vectors_of_a_file_start_the_table_and_frozen_ones_stay(tmp_path: Path) -> None:
-    import torch  # noqa: PLC0415
+VECTOR = [0.25] * 8
+IN_TEXT = " ".join(map(str, VECTOR))
+IN_BYTES = struct.pack("<8f", *VECTOR)
+EMBEDDING_FILES = {
+    "glove.txt": f"ash {IN_TEXT}\nnot known {IN_TEXT}\n".encode(),
+    "fasttext.vec": f"2 8\nash {IN_TEXT} \nnot {IN_TEXT} \n".encode(),
+    "word2vec.bin": b"2 8\nnot " + IN_BYTES + b"\nash " + IN_BYTES + b"\n",
+    "gensim.bin": b"2 8\nnot " + IN_BYTES + b"ash " + IN_BYTES,
+}
 
-    auxiliary = tmp_path / "auxiliary"
-    auxiliary.mkdir()
-    (auxiliary / "words.json").write_text(json.dumps({"ash": 3, "elm": 5}))
-    vector = " ".join(["0.25"] * 8)
-    for name, first in (("glove.txt", ""), ("word2vec.vec", "2 8\n")):
-        (auxiliary / name).write_text(f"{first}ash {vector}\nnot known {vector}\n")
-        settings = POOLED | {"enc0_pretrained_embedding_file": name, "enc0_vocab_file": "words.json", "epochs": 1}
-        channels = {"train": write(tmp_path / "train", made(40)), "auxiliary": auxiliary}
-        model = train("object2vec", channels, settings, tmp_path / name)
-        state = torch.load(model / "model.pt")
 
-        assert state["tables.0"][3].tolist() == [0.25] * 8
-        assert state["tables.1"][3].tolist() == [0.25] * 8
+def auxiliary(directory: Path, files: Mapping[str, bytes]) -> Path:
+    (directory / "auxiliary").mkdir()
+    for name, content in (dict(files) | {"words.json": b'{"ash": 3, "elm": 5}'}).items():
+        (directory / "auxiliary" / name).write_bytes(content)
+    return directory / "auxiliary"
+
+
+@pytest.mark.parametrize("name", EMBEDDING_FILES)
+@pytest.mark.parametrize("freeze", [True, False])
+def test_vectors_of_a_file_start_the_table_and_frozen_ones_stay(tmp_path: Path, name: str, freeze: bool) -> None:
+    settings = POOLED | {"enc0_pretrained_embedding_file": name, "enc0_vocab_file": "words.json", "epochs": 1,
+                         "enc0_freeze_pretrained_embedding": freeze}  # fmt: skip
+    channels = {"train": write(tmp_path / "train", made(40)), "auxiliary": auxiliary(tmp_path, EMBEDDING_FILES)}
+    state = torch.load(train("object2vec", channels, settings, tmp_path / "out") / "model.pt")
+
+    for table in ("tables.0", "tables.1"):
+        assert (state[table][3].tolist() == VECTOR) is freeze
+        assert state[table][3].tolist() == pytest.approx(VECTOR, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("cut.bin", b"3 8\nash " + IN_BYTES + b"elm " + IN_BYTES[:9], "cut.bin: ends, or loses its form, in vector 2"),
+        ("model.bin", b"\xba\x16\x4f\x2f\x0c\x00\x00\x00", "fastText's own .bin files hold more than vectors"),
+        ("short.txt", b"ash 1 2 3\n", "short.txt, line 1: vectors of 3 numbers; enc0_token_embedding_dim is 8"),
+        ("nan.bin", b"1 8\nash " + IN_BYTES[:28] + struct.pack("<f", math.nan), "vector 1: holds NaN or infinity"),
+        ("other.txt", f"oak {IN_TEXT}\n".encode(), "holds no word of words.json"),
+    ],
+)
+def test_a_bad_file_of_vectors_is_named_with_what_is_wrong(
+    tmp_path: Path, name: str, content: bytes, text: str
+) -> None:
+    settings = POOLED | {"enc0_pretrained_embedding_file": name, "enc0_vocab_file": "words.json"}
+    channels = {"train": write(tmp_path / "train", made(4)), "auxiliary": auxiliary(tmp_path, {name: content})}
+    with pytest.raises(ClientError, match=re.escape(text)):
+        train("object2vec", channels, settings, tmp_path / "out")
+
+
+def test_correlations_are_those_of_the_textbook_with_ties_at_their_mean_rank() -> None:
+    value, label = np.array([1.0, 2.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0, 9.0])
+    found = data.correlations(value, label)
+
+    assert found["pearson_correlation"] == pytest.approx(np.corrcoef(value, label)[0, 1])
+    assert found["spearman_correlation"] == pytest.approx(np.corrcoef([1, 2.5, 2.5, 4], [1, 3, 2, 4])[0, 1])
+    assert set(data.correlations(np.ones(3), label[:3]).values()) == {0.0}
+
+
+def test_values_are_scored_by_correlations_too(tmp_path: Path) -> None:
+    rows = run(tmp_path, {"output_layer": "mean_squared_error", "epochs": 30, "early_stopping_patience": 5})
+    assert rows[-1]["train:mean_squared_error"] < 0.2
+    assert rows[-1]["validation:pearson_correlation"] > rows[0]["validation:pearson_correlation"]
 
 
 @pytest.mark.parametrize(

@@ -14,37 +14,38 @@ import gzip
 import hashlib
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from examples.sentence_channels import write_channels
 from examples.translation import run_recipe, translate
-from formats.tokenize import tokenize
 
 __all__ = ["RECIPE", "error_rates", "main", "read_words"]
 
 RECIPE: dict[str, object] = {
-    "rnn_num_hidden": 256,
+    "rnn_num_hidden": 384,
     "num_embed_source": 64,
     "num_embed_target": 64,
     "num_layers_encoder": 2,
     "rnn_attention_type": "bilinear",
-    "embed_dropout_source": 0.1,
-    "embed_dropout_target": 0.1,
-    "rnn_decoder_hidden_dropout": 0.3,
-    "batch_size": 128,
+    "embed_dropout_source": 0.15,
+    "embed_dropout_target": 0.15,
+    "rnn_decoder_hidden_dropout": 0.4,
+    "label_smoothing": 0.1,
+    "batch_size": 64,
     "bucket_width": 4,
     "learning_rate": 0.001,
     "learning_rate_warmup_num_batches": 400,
     "cooldown": 0.6,
-    "max_num_epochs": 12,
+    "max_num_epochs": 16,
     "max_seq_len_source": 30,
     "max_seq_len_target": 30,
-    "checkpoint_frequency_num_batches": 850,
-    "optimized_metric": "perplexity",
+    "checkpoint_frequency_num_batches": 1752,
+    "optimized_metric": "accuracy",
+    "precision_dtype": "bfloat16",
 }
 _TEST, _VALIDATION = range(0x0D, 0x1A), range(0x1A, 0x1D)
 _ENTRY = re.compile(r"^(\S+?)(?:\(\d+\))? (.*?)(?: #.*)?$")
@@ -59,8 +60,8 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     parts = read_words(asked.folder / "cmudict.dev.dict.gz")
     data = asked.output / "data"
-    if not (data / "done").exists():
-        _write_channels(parts, data)
+    train, validation = (_write_text(parts, part, data / "texts") for part in ("train", "validation"))
+    channels = write_channels(data, train, validation)
     values = RECIPE | {"seed": asked.seed} | dict(each.split("=", 1) for each in asked.values)
 
     def score(bundle: Path) -> dict[str, Any]:
@@ -68,7 +69,6 @@ def main(arguments: list[str]) -> int:
         answers = translate(bundle, [" ".join(word) for word in words])
         return error_rates(dict(zip(words, answers, strict=True)), words)
 
-    channels = {channel: data / channel for channel in ("train", "validation", "vocab")}
     result = run_recipe(asked.output, "-".join(["cpu", str(asked.seed), *asked.values]), channels, values, score)
     print(json.dumps(result) if result else "stopped; the same command goes on")
     return 0 if result else 1
@@ -118,25 +118,13 @@ def _edits(first: list[str], second: list[str]) -> int:
     return int(row[-1])
 
 
-def _write_channels(parts: dict[str, dict[str, list[str]]], directory: Path) -> None:
-    texts = directory / "texts"
-    texts.mkdir(parents=True, exist_ok=True)
-    for part in ("train", "validation"):
-        (texts / f"{part}.src").write_text("".join(" ".join(word) + "\n" for word in parts[part]))
-        (texts / f"{part}.trg").write_text("".join(known[0] + "\n" for known in parts[part].values()))
-    tokenize(
-        train_source=texts / "train.src",
-        train_target=texts / "train.trg",
-        val_source=texts / "validation.src",
-        val_target=texts / "validation.trg",
-        output_dir=directory,
-    )
-    files = {"train": ["train.rec"], "validation": ["val.rec"], "vocab": ["vocab.src.json", "vocab.trg.json"]}
-    for channel, names in files.items():
-        (directory / channel).mkdir(exist_ok=True)
-        for name in names:
-            shutil.move(directory / name, directory / channel / name)
-    (directory / "done").touch()
+def _write_text(parts: dict[str, dict[str, list[str]]], part: str, directory: Path) -> tuple[Path, Path]:
+    """The words of a part, letters apart, and each one's first pronunciation."""
+    directory.mkdir(parents=True, exist_ok=True)
+    source, target = directory / f"{part}.src", directory / f"{part}.trg"
+    source.write_text("".join(" ".join(word) + "\n" for word in parts[part]))
+    target.write_text("".join(known[0] + "\n" for known in parts[part].values()))
+    return source, target
 
 
 if __name__ == "__main__":

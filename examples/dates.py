@@ -6,12 +6,11 @@ python -m examples.dates DIRECTORY
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 from datetime import date, timedelta
 from pathlib import Path
 
-from formats.tokenize import tokenize
+from examples.sentence_channels import write_channels
 
 __all__ = ["NUM_PAIRS", "as_tokens", "write_dates"]
 
@@ -44,18 +43,8 @@ def write_dates(directory: Path) -> dict[str, int]:
         written = [day.strftime(chance.choice(_FORMS)) for day in days]
         (texts / f"{part}.src").write_text("".join(as_tokens(each) + "\n" for each in written))
         (texts / f"{part}.trg").write_text("".join(as_tokens(day.isoformat()) + "\n" for day in days))
-    tokenize(
-        train_source=texts / "train.src",
-        train_target=texts / "train.trg",
-        val_source=texts / "validation.src",
-        val_target=texts / "validation.trg",
-        output_dir=directory,
-    )
-    files = {"train": ["train.rec"], "vocab": ["vocab.src.json", "vocab.trg.json"], "validation": ["val.rec"]}
-    for channel, names in files.items():
-        (directory / channel).mkdir(exist_ok=True)
-        for name in names:
-            shutil.move(directory / name, directory / channel / name)
+    train, validation = ((texts / f"{part}.src", texts / f"{part}.trg") for part in NUM_PAIRS)
+    write_channels(directory, train, validation)
     return NUM_PAIRS
 
 

@@ -128,7 +128,7 @@ def _make_model_of_series(store: Path) -> None:
 
 def _make_model_of_dates(store: Path) -> None:
     data = WORK / "dates"
-    if not (data / "validation" / "val.rec").exists():
+    if not (data / "done").exists():
         print(f"writing dates in many forms to {data.relative_to(ROOT)}: {write_dates(data)}")
     _make_model(store, DATES, "seq2seq", {part: data / part for part in ("train", "validation", "vocab")})
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 
+from examples.sentence_channels import write_channels
 from examples.translation import run_recipe, translate
 from formats.subwords import Subwords, merge
-from formats.tokenize import tokenize
 
-__all__ = ["RECIPES", "main", "write_channels"]
+__all__ = ["RECIPES", "main"]
 
 _NUM_SUBWORDS = 6000
 _CPU: dict[str, object] = {
@@ -63,8 +62,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="values")
     asked = parser.parse_args(arguments)
     data = asked.output / "data"
-    if not (data / "done").exists():
-        write_channels(asked.folder, data)
+    train, validation = ((asked.folder / f"{part}.en.gz", asked.folder / f"{part}.de.gz") for part in ("train", "val"))
+    channels = write_channels(data, train, validation, _NUM_SUBWORDS)
     values = RECIPES[asked.recipe] | {"seed": asked.seed} | dict(each.split("=", 1) for each in asked.values)
     name = "-".join([asked.recipe, str(asked.seed), *asked.values])
 
@@ -77,28 +76,9 @@ def main(arguments: list[str]) -> int:
         found = metric.corpus_score(translations, [_lines(asked.folder / "test_2016_flickr.de.gz")])
         return {"test_bleu": round(found.score, 2), "signature": str(metric.get_signature())}
 
-    channels = {channel: data / channel for channel in ("train", "validation", "vocab")}
     result = run_recipe(asked.output, name, channels, values, score)
     print(json.dumps(result) if result else "stopped; the same command goes on")
     return 0 if result else 1
-
-
-def write_channels(folder: Path, directory: Path) -> None:
-    """The three channels, and `subwords.model` beside them."""
-    tokenize(
-        train_source=folder / "train.en.gz",
-        train_target=folder / "train.de.gz",
-        val_source=folder / "val.en.gz",
-        val_target=folder / "val.de.gz",
-        output_dir=directory,
-        num_subwords=_NUM_SUBWORDS,
-    )
-    files = {"train": ["train.rec"], "validation": ["val.rec"], "vocab": ["vocab.src.json", "vocab.trg.json"]}
-    for channel, names in files.items():
-        (directory / channel).mkdir(exist_ok=True)
-        for name in names:
-            shutil.move(directory / name, directory / channel / name)
-    (directory / "done").touch()
 
 
 def _lines(file: Path) -> list[str]:

@@ -28,6 +28,7 @@ from examples.dates import as_tokens, write_dates
 from examples.deepar_synthetic import write_series
 from examples.digits import CLASS_NAMES, write_digits
 from examples.docstrings import write_text
+from examples.purposes import ids_of, write_purposes
 from examples.scattered_digits import NUM_SCENES, write_scenes
 from formats.detection import corners, decode_annotation
 from formats.images import decode, resize
@@ -58,6 +59,8 @@ _WRITTEN = {
     "Fri 13 Nov 26": "2026-11-13",
     "the 05th of May 2031": "2031-05-05",
 }
+PURPOSES = "purposes"
+_NUM_WITHHELD = 6
 _START_TIMEOUT_S = 60.0
 
 
@@ -75,6 +78,8 @@ def main(arguments: list[str]) -> int:
         _make_model_of_series(store)
     if not (store / DATES).is_dir():
         _make_model_of_dates(store)
+    if not (store / PURPOSES).is_dir():
+        _make_model_of_purposes(store)
     os.environ.setdefault("PENSTOCK_DEFAULT_ENDPOINT", NAME)  # what /invocations asks where several models are served
     settings = read_settings()
     with _foreground(), _serving(settings) as server:
@@ -85,6 +90,7 @@ def main(arguments: list[str]) -> int:
         _show_topics(settings)
         _show_forecast(settings)
         _show_dates(settings)
+        _show_purposes(settings)
         if "--once" not in arguments:
             print("\nServing until Ctrl-C.", flush=True)
             while server.poll() is None:
@@ -131,6 +137,13 @@ def _make_model_of_dates(store: Path) -> None:
     if not (data / "done").exists():
         print(f"writing dates in many forms to {data.relative_to(ROOT)}: {write_dates(data)}")
     _make_model(store, DATES, "seq2seq", {part: data / part for part in ("train", "validation", "vocab")})
+
+
+def _make_model_of_purposes(store: Path) -> None:
+    data = WORK / "purposes"
+    if not (data / "withheld.json").exists():
+        print(f"wrote functions' names and purposes to {data.relative_to(ROOT)}: {write_purposes(data)}")
+    _make_model(store, PURPOSES, "object2vec", {part: data / part for part in ("train", "validation")})
 
 
 def _make_model(store: Path, name: str, algorithm: str, channels: Mapping[str, Path]) -> None:
@@ -310,6 +323,25 @@ def _show_dates(settings: Settings) -> None:
         print(f"    {sign} " + "".join(" .:oO@"[int(5.99 * weight)] for weight in row).rstrip())
     if found != list(_WRITTEN.values()):
         sys.exit(f"expected {', '.join(_WRITTEN.values())}")
+
+
+def _show_purposes(settings: Settings) -> None:
+    """Which unseen sentence says what a function does; ends with an error when most are another function's."""
+    ids = json.loads((WORK / "purposes" / "words.json").read_text())
+    withheld = json.loads((WORK / "purposes" / "withheld.json").read_text())
+    known = [pair for pair in withheld if all(len(ids_of(text, ids)) == len(text.split()) > 1 for text in pair)]
+    chosen = known[:: len(known) // _NUM_WITHHELD][:_NUM_WITHHELD]
+    names, purposes = zip(*chosen, strict=True)
+    instances = [{"in0": ids_of(name, ids), "in1": ids_of(purpose, ids)} for name in names for purpose in purposes]
+    body = json.dumps({"instances": instances}).encode()
+    answers = json.loads(_ask(settings, PURPOSES, body, "application/json", "application/json"))["predictions"]
+    fit = np.array([answer["scores"][1] for answer in answers]).reshape(len(names), len(purposes))
+    print("\nWhat functions of Python's library do, by Object2Vec; each name with the sentence that fits it best:\n")
+    for row, name in enumerate(names):
+        best = int(fit[row].argmax())
+        print(f"  {name} -> {purposes[best]} ({fit[row, best]:.2f}){'' if best == row else ': wrong'}")
+    if (fit.argmax(axis=1) == np.arange(len(names))).sum() < len(names) / 2:
+        sys.exit("most names are given another's sentence")
 
 
 def _ask(settings: Settings, name: str, body: bytes, accept: str, content_type: str = "image/png") -> bytes:

@@ -5,8 +5,12 @@ The first is what the handler runs; the other two are for callers that search in
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporters.graphs import PARITY_TOLERANCE, ExportableGraph, measure_parity, write_graph
+from exporters.graphs import (
+    PARITY_TOLERANCE,
+    ExportableGraph,
+    Outputs,
+    load_script,
+    measure_parity,
+    onnx_session,
+    write_graph,
+)
 from formats import vocabulary
 from formats.errors import InvalidBody
-from formats.vocabulary import SPECIALS
+from formats.vocabulary import BOS, EOS, PAD, SPECIALS
 from model_store.manifest import Batching, Golden, Manifest, Mode, TensorSpec
 from trainers.checkpoints import load
 from trainers.earlier_model import MODEL_WEIGHTS
 from trainers.hyperparameter_schema import parse
 from trainers.job import ClientError
+from trainers.seq2seq.attention import FAR
 from trainers.seq2seq.beam_search import BeamSearch
 from trainers.seq2seq.hyperparameters import Hyperparameters
 from trainers.seq2seq.model import Network
@@ -32,6 +45,8 @@ __all__ = ["load_network", "write_bundle"]
 
 _CONTENT_TYPES = ["application/json", "application/jsonlines", "application/x-recordio-protobuf"]
 _BATCH_SIZES = (3, 1, 5)
+_MOST_LOST = 0.1  # of a score, by a choice between equals on the way
+_GOLDEN_LENGTH, _GOLDEN_TRIALS = 4, 20
 
 
 def write_bundle(checkpoint: Path, description: dict[str, Any], directory: Path) -> Manifest:
@@ -153,7 +168,41 @@ def _translate(network: Network, wanted: Hyperparameters, ratio: tuple[float, fl
             TensorSpec(name="attention", datatype="FP32", shape=[-1, -1, -1]),
         ],
         samples=samples,
+        compare=partial(_stray, network),
     )
+
+
+def _stray(network: Network, sample: tuple[Tensor, ...], expected: Outputs, answered: Outputs) -> float:
+    """The largest difference of any score or attention.
+
+    Rounding may decide between hypotheses that are equally good, and a model of little training has many: where another
+    target is chosen, its score must be what the network itself gives that target, and no worse than the expected one's.
+    """
+    strays = []
+    for row, source in enumerate(sample[0]):
+        tokens = [answer[0][row][answer[0][row] != PAD].tolist() for answer in (expected, answered)]
+        scores = [float(answer[1][row]) for answer in (expected, answered)]
+        if tokens[0] == tokens[1]:
+            size, width = len(tokens[0]), min(answer[2].shape[2] for answer in (expected, answered))
+            looked = [answer[2][row, :size, :width].astype(np.float64) for answer in (expected, answered)]
+            strays += [abs(scores[0] - scores[1]), float(np.abs(looked[0] - looked[1]).max(initial=0))]
+        elif scores[1] < scores[0] - _MOST_LOST:
+            strays.append(math.inf)
+        else:
+            own = _score_of(network, source, tokens[1], int(sample[1][row]), sample[3][row])
+            strays.append(abs(scores[1] - own))
+    return float(np.max(strays))  # numpy's max keeps NaN; Python's may lose it
+
+
+def _score_of(network: Network, source: Tensor, tokens: list[int], limit: int, penalty: Tensor) -> float:
+    """Of a target that is given, by the forward pass of training."""
+    label = torch.tensor([[*tokens, EOS][:limit]])
+    with torch.inference_mode():
+        logit = network(source[source != PAD].unsqueeze(0), label)
+        logit[:, [PAD, BOS]] = FAR
+        total = torch.log_softmax(logit, dim=1).gather(1, label[0].unsqueeze(1)).sum()
+    alpha, beta = penalty.tolist()
+    return float(total) / float(((beta + label.size(1)) / (beta + 1)) ** alpha)
 
 
 def _apart(network: Network, wanted: Hyperparameters) -> list[ExportableGraph]:
@@ -233,21 +282,35 @@ def _write_golden(
     words: list[dict[str, int]],
     ratio: tuple[float, float],
 ) -> Golden:
-    """A short sentence, and its translation by the model as it was trained."""
-    most = min(4, wanted.max_seq_len_source, max(1, len(words[0]) - len(SPECIALS)))
-    source = vocabulary.tokens_of(words[0])[-most:]
-    ids = torch.tensor([vocabulary.ids_of(words[0], source)])
-    with torch.inference_mode():
-        target_BT, _, _ = BeamSearch(network)(
-            ids,
-            torch.from_numpy(max_lengths(np.array([most]), *ratio)),
+    """A short sentence, and its translation by the model as it was trained.
+
+    One that all forms translate alike: where hypotheses are equally good, another machine might choose another.
+    """
+    source, tokens = "", vocabulary.tokens_of(words[1])
+    target = ""
+    known = vocabulary.tokens_of(words[0])[len(SPECIALS) :] or [SPECIALS[1]]
+    forms = (
+        BeamSearch(network).eval(),
+        load_script(directory / "translate.pt"),
+        _of_session(directory / "translate.onnx"),
+        BeamSearch(copy.deepcopy(network).double()).eval(),
+    )
+    for number in range(_GOLDEN_TRIALS):
+        length = min(_GOLDEN_LENGTH, wanted.max_seq_len_source, len(known)) if number < _GOLDEN_TRIALS // 2 else 1
+        tried = [known[-1 - (number + place) % len(known)] for place in range(length)]
+        given = (
+            torch.tensor([vocabulary.ids_of(words[0], tried)]),
+            torch.from_numpy(max_lengths(np.array([length]), *ratio)),
             torch.tensor([min(wanted.beam_size, len(words[1]))]),
             torch.tensor([[1.0, 0.0]]),
             torch.tensor([False]),
         )
-    tokens = vocabulary.tokens_of(words[1])
-    target = " ".join(tokens[token] for token in target_BT[0].tolist() if token)
-    (directory / "golden.request.json").write_text(json.dumps({"instances": [{"data": " ".join(source)}]}))
+        with torch.inference_mode():
+            answers = [form(*given)[0][0].tolist() for form in forms]
+        if all(answer == answers[0] for answer in answers):
+            source, target = " ".join(tried), " ".join(tokens[token] for token in answers[0] if token)
+            break
+    (directory / "golden.request.json").write_text(json.dumps({"instances": [{"data": source}]}))
     (directory / "golden.json").write_text(json.dumps({"predictions": [{"target": target}]}))
     return Golden(
         request="golden.request.json",
@@ -257,3 +320,10 @@ def _write_golden(
         response="golden.json",
         tolerance=PARITY_TOLERANCE,
     )
+
+
+def _of_session(file: Path) -> Callable[..., Sequence[Any]]:
+    """An ONNX graph, to be called with tensors."""
+    session = onnx_session(file)
+    names = [each.name for each in session.get_inputs()]
+    return lambda *given: session.run(None, {name: each.numpy() for name, each in zip(names, given, strict=True)})

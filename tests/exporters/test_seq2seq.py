@@ -12,6 +12,7 @@ import torch
 
 from exporters.export import export
 from exporters.graphs import PARITY_TOLERANCE, load_script
+from exporters.seq2seq import _score_of, _stray
 from formats import vocabulary
 from formats.vocabulary import BOS
 from handlers.algorithms import load_handler
@@ -23,6 +24,7 @@ from tests.trainers.seq2seq.test_model import KINDS, sentences
 from tests.translators import make_network, write_checkpoint
 from trainers.checkpoints import load, save
 from trainers.job import ClientError
+from trainers.seq2seq.beam_search import BeamSearch
 
 pytestmark = [pytest.mark.filterwarnings(r"ignore:.*torch\.jit\..* is deprecated:DeprecationWarning")]
 
@@ -123,4 +125,22 @@ def test_weights_of_another_network_and_missing_vocabularies_are_refused(tmp_pat
 def test_the_golden_request_is_a_sentence_of_the_vocabulary(bundles: dict[str, Bundle]) -> None:
     request = json.loads((bundles["lstm"].path / "golden.request.json").read_text())
 
-    assert request == {"instances": [{"data": "gnu hen ibis jay"}]}
+    assert request == {"instances": [{"data": "jay ibis hen gnu"}]}
+
+
+def test_a_choice_between_equals_is_no_error_and_a_wrong_score_is() -> None:
+    network = make_network()
+    source, limit, penalty = sentences(4), torch.tensor([5]), torch.tensor([[1.0, 0.0]])
+    sample = (source, limit, torch.tensor([3]), penalty, torch.tensor([False]))
+    with torch.inference_mode():
+        expected = [each.numpy() for each in BeamSearch(network)(*sample)]
+    other = [4, 5]
+    own = _score_of(network, source[0], other, 5, penalty[0])
+    near = np.array([own], np.float32)
+    target = np.array([[*other, 0]], np.int64)
+
+    assert _stray(network, sample, expected, expected) == 0
+    assert _stray(network, sample, [target, near, expected[2]], [expected[0], near + 0.01, expected[2]]) > 1e-3
+    assert _stray(network, sample, [expected[0], near, expected[2]], [target, near, expected[2]]) < 1e-5
+    assert _stray(network, sample, [expected[0], near, expected[2]], [target, near + 0.01, expected[2]]) > 1e-3
+    assert _stray(network, sample, [expected[0], near + 1, expected[2]], [target, near, expected[2]]) == np.inf

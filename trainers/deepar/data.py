@@ -34,11 +34,17 @@ __all__ = [
     "cut",
     "passes_of",
     "read_channel",
+    "tails",
     "visits",
 ]
 
 _FEWEST_OBSERVATIONS = 300
 _SHARE_OF_COLD_STARTS = 0.1
+_ENOUGH_TAILS = 100
+_LARGEST_SHARE_OF_TAILS = 8
+"""One over it."""
+_STEPS_BEFORE_A_TAIL = 3
+"""At least, in prediction lengths, behind the first context."""
 _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _PARQUET = (".parquet", ".pq")
 
@@ -134,6 +140,18 @@ def visits(
     # few visits are of a series' first days, so that new series can be forecast too
     first = np.where(random.random(len(numbers)) < _SHARE_OF_COLD_STARTS, 0, np.minimum(context, last))
     return numbers, random.integers(first, last + 1)
+
+
+def tails(lengths: NDArray[np.int64], context: int, prediction: int) -> NDArray[np.int64]:
+    """How many windows at the end of each series are not trained on, but tell how good forecasts are.
+
+    One of each series that is long enough, and more where series are few: about a hundred in all, of at most an eighth
+    of a series.
+    """
+    long_enough = lengths >= context + (_STEPS_BEFORE_A_TAIL + 1) * prediction
+    each = -(-_ENOUGH_TAILS // max(1, int(long_enough.sum())))
+    most = np.maximum(1, lengths // (_LARGEST_SHARE_OF_TAILS * prediction))
+    return np.where(long_enough, np.minimum(each, most), 0)
 
 
 def passes_of(num_series: int, batch_size: int) -> tuple[int, float]:

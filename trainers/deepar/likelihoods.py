@@ -61,6 +61,16 @@ class Likelihood(nn.Module):
             return [raw[0]]
         return [functional.softplus(raw[0]) + _SMALLEST, functional.softplus(raw[1]) + _SMALLEST]
 
+    def spread_out(self, fit: list[Tensor], spread: Tensor) -> list[Tensor]:
+        """With deviations so many times as large about the same mean; of counts, their excess over Poisson's."""
+        if self.kind in ("gaussian", "student-T"):
+            return [fit[0], fit[1] * spread, *fit[2:]]
+        if self.kind == "negative-binomial":
+            return [fit[0], fit[1] * spread**2]
+        if self.kind == "beta":
+            return [each / spread**2 for each in fit]
+        return fit
+
     def loss(self, fit: list[Tensor], scaled: Tensor, scale: Tensor) -> Tensor:
         """The negative log-density of each target.
 

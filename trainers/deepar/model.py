@@ -10,6 +10,7 @@ scale and embeddings, and gives a forecast of its own target.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,11 @@ from trainers.deepar.likelihoods import Likelihood
 from trainers.deepar.recurrence import unroll
 
 __all__ = ["Network", "Sampler", "Sizes"]
+
+_SMALL_BEGINNING = 0.1
+_RIDGE, _RIDGE_PER_STEP = 1e-2, 1e-7
+_SMALLEST_DEVIATION = 1e-4
+_SMALLEST_STEP = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +50,19 @@ class Sizes:
 
 
 class Network(nn.Module):
-    """Attributes: default_scale: () float32, of series without an observation other than 0 in their context."""
+    """One step's forecast after the other.
+
+    Attributes:
+        default_scale: () float32, of series without an observation other than 0 in their context.
+        spread: () float32, what forecasts' deviations are multiplied by when paths are drawn; see `train.calibrate`.
+    """
 
     def __init__(self, sizes: Sizes, default_scale: float = 1.0) -> None:
         super().__init__()
         self.sizes = sizes
         self.likelihood = Likelihood(sizes.likelihood)
         self.default_scale = nn.Buffer(torch.tensor(float(default_scale)))
+        self.spread = nn.Buffer(torch.tensor(1.0))
         self.embeddings = nn.ModuleList(nn.Embedding(count, sizes.embedding_dimension) for count in sizes.cardinalities)
         width = len(sizes.lags) + sizes.num_features + 1 + len(sizes.cardinalities) * sizes.embedding_dimension
         cells = sizes.num_cells
@@ -63,6 +75,52 @@ class Network(nn.Module):
         self.direct = nn.Linear(len(sizes.lags), self.likelihood.num_parameters, bias=False)
         """From lagged targets past all layers; not in the paper: a season is learned in a few steps by it."""
         nn.init.zeros_(self.direct.weight)
+
+    @torch.no_grad()
+    def begin_linearly(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Before it learns, let the network forecast by the least squares' line from lagged targets to the next one.
+
+        Layers add little to it at first. Without it, series near random walks are out of reach: the network would have
+        to learn to repeat its input to a thousandth. Only where the mean is as the network gives it.
+
+        Args:
+            batches: `target` and `observed` as `losses` takes them.
+        """
+        if self.likelihood.kind not in ("gaussian", "student-T", "deterministic-L1"):
+            return
+        width = len(self.sizes.lags) + 1
+        gram, moments = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        squares, steps, count = 0.0, 0.0, 0
+        for target_NT, observed_NT in batches:
+            lagged_NTL, scaled_NT = self._lagged(target_NT, observed_NT)
+            known = observed_NT > 0
+            known[:, : self.sizes.context_length] = False  # their mean is the scale, which tells of what is to come
+            next_NT = scaled_NT[:, self.sizes.lags[-1] :]
+            # restless series would drown the quiet ones
+            step_N1 = (next_NT - lagged_NTL[:, :, 0]).abs().mean(dim=1, keepdim=True).clamp(min=_SMALLEST_STEP)
+            weight_n = (1 / step_N1).expand_as(next_NT)[known].double().cpu()
+            given = functional.pad(lagged_NTL[known], [0, 1], value=1.0).double().cpu() * weight_n[:, None]
+            wanted = next_NT[known].double().cpu() * weight_n
+            steps += float(weight_n.reciprocal().sum())
+            gram += given.t() @ given
+            moments += given.t() @ wanted
+            squares, count = squares + float(wanted @ wanted), count + len(wanted)
+        ridge = _RIDGE + _RIDGE_PER_STEP * count
+        line = torch.linalg.solve(gram + ridge * torch.eye(width, dtype=torch.float64), moments)
+        self.direct.weight[0] = line[:-1]
+        self.head.weight.mul_(_SMALL_BEGINNING)
+        self.head.bias[0] = line[-1]
+        if self.likelihood.num_parameters > 1:
+            left = max(squares - float(2 * line @ moments - line @ gram @ line), 0.0) / max(count, 1)
+            deviation = math.sqrt(left) * steps / max(count, 1)
+            self.head.bias[1] = math.log(math.expm1(max(deviation, _SMALLEST_DEVIATION)))
+
+    def _lagged(self, target_NT: Tensor, observed_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C + P, L) scaled targets of earlier steps, and (N, longest lag + C + P) all scaled targets."""
+        longest, context = self.sizes.lags[-1], self.sizes.context_length
+        scaled_NT = target_NT / self.scale_of(target_NT[:, longest : longest + context], observed_NT[:, :context])
+        steps_T1 = torch.arange(longest, target_NT.shape[1], device=target_NT.device)[:, None]
+        return scaled_NT[:, steps_T1 - torch.tensor(self.sizes.lags, device=target_NT.device)], scaled_NT
 
     def scale_of(self, target_NC: Tensor, observed_NC: Tensor) -> Tensor:
         """(N, 1): the mean of the context's absolute values, over what was observed."""
@@ -96,9 +154,7 @@ class Network(nn.Module):
         longest, context = sizes.lags[-1], sizes.context_length
         num_steps = target_NT.shape[1] - longest
         scale_N1 = self.scale_of(target_NT[:, longest : longest + context], observed_NT[:, :context])
-        scaled_NT = target_NT / scale_N1
-        steps_T1 = torch.arange(longest, longest + num_steps, device=target_NT.device)[:, None]
-        lagged_NTL = scaled_NT[:, steps_T1 - torch.tensor(sizes.lags, device=target_NT.device)]
+        lagged_NTL, scaled_NT = self._lagged(target_NT, observed_NT)
         static_NT = self.static_of(scale_N1, category_NK)[:, None].expand(-1, num_steps, -1)
         output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
         share = sizes.dropout_rate if self.training else 0.0
@@ -220,7 +276,7 @@ class Sampler(nn.Module):
                 gates_GR = joint_GI @ torch.cat([states[layer][0], states[layer - 1][0]], dim=0)
                 states[layer] = self._cell(gates_GR + network.bias[layer][:, None], *states[layer])
             raw_KR = network.head.weight @ states[-1][0] + first_GR[num_gates:]
-            fit = self.likelihood.parameters_of(list(raw_KR.unbind(0)))
+            fit = self.likelihood.spread_out(self.likelihood.parameters_of(list(raw_KR.unbind(0))), network.spread)
             paths.append(self.likelihood.sample(fit, scale_R, list(noise_PWR[step].unbind(0))))
         samples_RP = torch.stack(paths, dim=1) * scale_R[:, None]
         return samples_RP.view(noise_NSPW.shape[0], noise_NSPW.shape[1], length)

@@ -97,6 +97,25 @@ def test_the_parameters_of_drawn_data_are_found_again(kind: str, true: list[floa
     assert found[2:] == pytest.approx(true[2:], rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fit"),
+    [
+        ("gaussian", [0.5, 0.3]),
+        ("student-T", [0.5, 0.3, 8.0]),
+        ("negative-binomial", [50.0, 4.0]),
+        ("beta", [40.0, 90.0]),
+    ],
+)
+def test_a_spread_of_1_5_makes_deviations_so_much_larger_about_the_same_mean(kind: str, fit: list[float]) -> None:
+    """Counts and shares to 2 % of it: Poisson's part and a beta's bounds stay as they are."""
+    parts = [torch.tensor(value) for value in fit]
+    spread = [each.item() for each in Likelihood(kind).spread_out(parts, torch.tensor(1.5))]
+    once, wide = drawn(kind, fit), drawn(kind, spread)
+
+    assert wide.std() / once.std() == pytest.approx(1.5, rel=0.02)
+    assert wide.mean() == pytest.approx(once.mean(), abs=0.02 * once.std())
+
+
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_extreme_parameters_give_finite_losses_gradients_and_samples(kind: str) -> None:
     likelihood = Likelihood(kind)

@@ -152,6 +152,22 @@ def test_every_parameter_learns() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_training_begins_with_the_line_that_is_in_the_data() -> None:
+    """y(t) = 0.7 y(t-1) + 0.3 y(t-7) + noise; weighing windows by their restlessness moves weights a little."""
+    random = np.random.default_rng(0)
+    width = LAGS[-1] + CONTEXT + PREDICTION
+    target = np.zeros((4000, width + 50))
+    target[:, :7] = 10
+    for t in range(7, width + 50):
+        target[:, t] = 0.7 * target[:, t - 1] + 0.3 * target[:, t - 7] + 0.1 * random.normal(size=4000)
+    model = network()
+    model.begin_linearly([(torch.from_numpy(target[:, 50:]).float(), torch.ones(4000, CONTEXT + PREDICTION))])
+
+    assert model.direct.weight[0].tolist() == pytest.approx([0.7, 0.0, 0.0, 0.3], abs=0.08)
+    deviation = torch.nn.functional.softplus(model.head.bias[1]).item()
+    assert deviation == pytest.approx(0.01, rel=0.3)  # of a series of scale 10
+
+
 def test_one_window_is_learned_by_heart() -> None:
     model = network(dropout_rate=0.0).train()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)

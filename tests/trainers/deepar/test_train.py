@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -19,12 +20,15 @@ import numpy as np
 import pytest
 import torch
 
+from formats.time_frequency import Frequency
 from formats.timeseries import Series, write, write_parquet
 from trainers.checkpoints import load
 from trainers.container import run_container
-from trainers.deepar.data import Fields, SeriesSet, cut, passes_of, visits
+from trainers.deepar.data import Fields, SeriesSet, cut, passes_of, tails, visits
 from trainers.deepar.evaluation import scores
 from trainers.deepar.hyperparameters import Hyperparameters
+from trainers.deepar.model import Network, Sizes
+from trainers.deepar.train import Tails, calibrate
 from trainers.hyperparameter_schema import parse
 from trainers.job import ClientError
 from trainers.run import train
@@ -209,8 +213,6 @@ def test_windows_are_cut_where_they_should_be() -> None:
     wanted = parse(Hyperparameters, VALUES)
     series = [Series(START, np.arange(1.0, 11)), Series(START, np.array([5.0, np.nan, 7]))]
     made = SeriesSet.of(series, 6, use_cat=False, num_dynamic=0)
-    from formats.time_frequency import Frequency  # noqa: PLC0415
-
     found = cut(made, Frequency.parse("H"), np.array([0, 1]), np.array([8, 1]), longest_lag=3, context=3, prediction=2)
 
     assert found.target[0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
@@ -228,6 +230,49 @@ def test_an_epoch_visits_about_ten_batches_of_a_small_set_and_each_series_of_a_l
     assert sorted(numbers.tolist()) == list(range(1000))
     assert begins.max() == 24
     assert (begins < 12).mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_tails_are_about_a_hundred_windows_of_an_eighth_of_a_series_at_most() -> None:
+    assert tails(np.full(200, 352), 72, 48).tolist() == [1] * 200
+    assert tails(np.full(8, 6071), 30, 30).tolist() == [13] * 8
+    assert tails(np.array([800, 40, 33]), 10, 6).tolist() == [16, 1, 0]
+    assert Tails.of(np.array([20, 9, 12]), np.array([2, 0, 1]), 3)[1].tolist() == [17, 14, 9]
+
+
+def test_what_is_withheld_is_not_trained_on(tmp_path: Path) -> None:
+    def edit(_number: int, series: Series) -> Series:
+        return Series(START, np.concatenate([series.target[:-6], -series.target[-6:]]))
+
+    states = []
+    for name, each in (("plain", same), ("other", edit)):
+        given = {"train": channel(tmp_path / name, waves(edit=each))}
+        states.append(load(train("deepar", given, VALUES, tmp_path / f"{name}-out") / "model.pt"))
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items() if key != "spread")
+    assert states[0]["spread"] < states[1]["spread"]
+
+
+def test_calibration_finds_the_deviation_that_is_in_the_data() -> None:
+    """White noise of deviation 0.1 about 1, and a network that forecasts 0.05 whatever it reads."""
+    frequency = Frequency.parse("H")
+    sizes = Sizes(
+        lags=(1, 2), num_features=len(frequency.feature_names), cardinalities=(), embedding_dimension=1, num_cells=2,
+        num_layers=1, dropout_rate=0.0, likelihood="gaussian", context_length=12, prediction_length=6,
+    )  # fmt: skip
+    network = Network(sizes)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.head.bias.copy_(torch.tensor([1.0, math.log(math.expm1(0.05))]))
+    random = np.random.default_rng(0)
+    made = [Series(START, 1 + 0.1 * random.normal(size=60)) for _ in range(100)]
+    series = SeriesSet.of(made, network.sizes.history, use_cat=False, num_dynamic=0)
+    windows = Tails.of(series.lengths, tails(series.lengths, 12, 6), 6)
+
+    calibrate(network.eval(), frequency, series, windows, 0)
+
+    assert len(windows.numbers) == 100
+    # a hundred windows go 100 / 110 of the way to 2; six hundred values tell coverage to 1.6 %, the deviation to 5 %
+    assert float(network.spread) == pytest.approx(2 ** (100 / 110), rel=0.12)
 
 
 def test_scores_are_those_of_their_definitions() -> None:

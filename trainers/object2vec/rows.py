@@ -63,11 +63,11 @@ class RowOptimizer:
             return
         row_R, last_R = row_R[behind_R], last_R[behind_R]
         beta1, beta2 = self._betas
-        missed_R1 = self._missed.moves(last_R, self._steps).to(self._table)[:, None]
+        missed_R, eps_R = self._missed.moves(last_R, self._steps)
+        missed_R1, eps_R1 = missed_R.to(self._table)[:, None], (self._eps * eps_R).to(self._table)[:, None]
         count_R1 = (self._steps - last_R).to(torch.float64)[:, None]
         mean_RD, square_RD = self._memory["mean"][row_R], self._memory["square"][row_R]
-        first_R1 = (1 - beta2 ** (last_R + 1).to(torch.float64)).sqrt()[:, None].to(self._table)
-        move_RD = mean_RD / (square_RD.sqrt() + self._eps * first_R1) * missed_R1
+        move_RD = mean_RD / (square_RD.sqrt() + eps_R1) * missed_R1
         self._table[row_R] = self._table[row_R] - self._rate * move_RD
         self._memory["mean"][row_R] = mean_RD * (beta1**count_R1).to(mean_RD)
         self._memory["square"][row_R] = square_RD * (beta2**count_R1).to(mean_RD)
@@ -117,29 +117,39 @@ class RowOptimizer:
 
 
 class _Missed:
-    """How far Adam carries a row whose gradient is 0 for a while, in units of rate * mean / sqrt(square).
+    """How far Adam carries a row whose gradient is 0 for a while, in units of rate * mean / (sqrt(square) + eps).
 
     Step i after step t adds r^(i-t) * c(i), r = beta1 / sqrt(beta2), c(i) = sqrt(1 - beta2^i) / (1 - beta1^i) (Kingma
-    and Ba 2015, algorithm 1, with eps small beside the root). With U(t) = sum over j >= 1 of r^j c(t + j), steps t + 1
-    to t + k add U(t) - r^k U(t + k): two numbers of one list.
+    and Ba 2015, algorithm 1, where eps is small beside the root). With U(t) = sum over j >= 1 of r^j c(t + j), steps
+    t + 1 to t + k add U(t) - r^k U(t + k): two numbers of one list. Beside the root of step t, step i's eps counts
+    sqrt(1 - beta2^i) / sqrt(beta2)^(i-t) times; the mean of that over the steps, each by what it adds, is right to
+    first order in eps. It is two numbers of another such list, of r = beta1 / beta2 and c(i) = (1 - beta2^i) /
+    (1 - beta1^i).
     """
 
     def __init__(self, beta1: float, beta2: float) -> None:
         self._beta1, self._beta2 = beta1, beta2
-        self._ratio = beta1 / beta2**0.5
+        self._ratios = beta1 / beta2**0.5, beta1 / beta2
         self._ahead = self._listed(1024)
 
-    def moves(self, last_R: Tensor, now: int) -> Tensor:
-        """(R,) float64, for rows that were last moved at step `last_R`, up to step `now`."""
-        if now >= len(self._ahead):
+    def moves(self, last_R: Tensor, now: int) -> tuple[Tensor, Tensor]:
+        """The move of rows that were last moved at step `last_R`, up to step `now`; what eps counts. (R,) float64."""
+        if now >= self._ahead.shape[1]:
             self._ahead = self._listed(2 * now)
         ahead = self._ahead.to(last_R.device)
-        moves_R: Tensor = ahead[last_R] - self._ratio ** (now - last_R).to(torch.float64) * ahead[now]
-        return moves_R
+        count_R = (now - last_R).to(torch.float64)
+        move_R, of_eps_R = (
+            of_all[last_R] - ratio**count_R * of_all[now] for of_all, ratio in zip(ahead, self._ratios, strict=True)
+        )
+        return move_R, of_eps_R / move_R
 
     def _listed(self, size: int) -> Tensor:
-        reach = int(np.ceil(np.log(1e-18) / np.log(self._ratio)))
-        step = np.arange(1, size + reach + 1, dtype=np.float64)
-        factor = np.sqrt(1 - self._beta2**step) / (1 - self._beta1**step)
-        weight = self._ratio ** np.arange(1, reach + 1)
-        return torch.from_numpy(np.correlate(factor, weight, mode="valid"))
+        """(2, size) float64."""
+        lists = []
+        for ratio, power in zip(self._ratios, (0.5, 1.0), strict=True):
+            reach = int(np.ceil(np.log(1e-18) / np.log(ratio)))
+            step = np.arange(1, size + reach + 1, dtype=np.float64)
+            factor = (1 - self._beta2**step) ** power / (1 - self._beta1**step)
+            weight = ratio ** np.arange(1, reach + 1)
+            lists.append(torch.from_numpy(np.correlate(factor, weight, mode="valid")[:size]))
+        return torch.stack(lists)

@@ -57,3 +57,23 @@ def test_a_restored_optimizer_goes_on_as_the_first_would_have() -> None:
         optimizer.step(torch.tensor([2, 5]), torch.full((2, 2), -0.7))
 
     assert tables[0].tolist() == tables[1].tolist()
+
+
+def test_gradients_near_eps_lead_where_adam_leads_too() -> None:
+    random = torch.Generator().manual_seed(1)
+    theirs = torch.nn.Parameter(torch.zeros(200, 4, dtype=torch.float64))
+    adam = torch.optim.Adam([theirs], lr=0.01)
+    table = torch.zeros(200, 4)
+    rows = RowOptimizer(table, "adam", 0.01)
+    for _ in range(300):
+        row = torch.randperm(200, generator=random)[:4]
+        gradient = 1e-5 * torch.randn(4, 4, generator=random)
+        theirs.grad = torch.zeros_like(theirs)
+        theirs.grad[row] = gradient.double()
+        adam.step()
+        rows.catch_up(row)
+        rows.step(row, gradient)
+    rows.settle()
+
+    # they have gone as far as 0.5
+    assert float((table - theirs).detach().abs().max()) < 2e-4

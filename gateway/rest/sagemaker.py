@@ -17,7 +17,7 @@ from gateway.router import Endpoint, Router
 from gateway.status import RETRY_AFTER_S, http_status
 from gateway.timing import Timing
 
-__all__ = ["container_error", "invocations", "runtime_error", "runtime_invocations"]
+__all__ = ["container_error", "invocations", "mode_in", "runtime_error", "runtime_invocations"]
 
 _ENDPOINT_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 _MODE_ATTRIBUTE = re.compile(r"(?:^|[,; ])INFERENCE_PREFERRED_MODE=([A-Za-z0-9_]+)")
@@ -54,7 +54,7 @@ def _invoke(
     request.endpoint = endpoint.name
     identifier = request_id(request)
     attributes = request.header(b"x-amzn-sagemaker-custom-attributes")
-    deployment = router.in_mode(variant.deployment, _mode_in(attributes))
+    deployment = router.in_mode(variant.deployment, mode_in(attributes))
     prediction = Prediction(
         model=deployment.manifest.name,
         version=deployment.manifest.version,
@@ -84,7 +84,7 @@ def _invoke(
     deployment.submit(prediction, deliver)
 
 
-def _mode_in(attributes: str) -> str:
+def mode_in(attributes: str) -> str:
     """The mode that custom attributes ask for, `INFERENCE_PREFERRED_MODE=embedding` among others or alone."""
     found = _MODE_ATTRIBUTE.search(attributes) if attributes else None
     return found[1] if found else ""

@@ -12,6 +12,7 @@ import orjson
 from formats.envelope import Outcome, Prediction
 from formats.errors import InvalidBody, NotFound, PenstockError
 from gateway.rest.exchange import Reply, Request, Response, request_id
+from gateway.rest.sagemaker import mode_in
 from gateway.router import Router
 from gateway.status import RETRY_AFTER_S, http_status
 from gateway.timing import Timing
@@ -28,6 +29,8 @@ def predictions(request: Request, router: Router, timeout_s: float, reply: Reply
     name, version = parts[2], parts[3] if len(parts) > 3 else ""
     deployment = router.deployment(name, version)
     request.endpoint = deployment.manifest.name
+    # TorchServe has no word for a model's mode, so that SageMaker's is taken
+    deployment = router.in_mode(deployment, mode_in(request.header(b"x-amzn-sagemaker-custom-attributes")))
     body, content_type = request.body, request.header(b"content-type")
     if content_type.startswith("multipart/"):
         body, content_type = _only_part(body, content_type)

@@ -97,6 +97,19 @@ def test_the_request_outweighs_the_endpoint(gateway: LiveGateway) -> None:
     assert ran(gateway, "vectors", [PAIR], "INFERENCE_PREFERRED_MODE=classification") == ("classification", "cpu")
 
 
+def test_torchserves_own_path_takes_a_requests_mode_too(gateway: LiveGateway) -> None:
+    headers = {
+        "content-type": "application/json",
+        "x-amzn-sagemaker-custom-attributes": "INFERENCE_PREFERRED_MODE=embedding",
+    }
+    before = batches(gateway)
+    answer = httpx.post(f"{gateway.url}/predictions/pairs", json={"instances": [ITEM]}, headers=headers, timeout=60)
+
+    assert answer.status_code == 200, answer.text
+    assert [key for key, value in batches(gateway).items() if value != before.get(key, 0)] == [("embedding", "gpu")]
+    assert answer.json() == ask(gateway, "pairs", [ITEM]).json()
+
+
 def test_either_mode_answers_both_kinds_of_requests_alike(gateway: LiveGateway) -> None:
     mixed = [PAIR, ITEM, {"in1": [16, 2]}]
     first, second = (ask(gateway, endpoint, mixed).json() for endpoint in ("scores", "vectors"))

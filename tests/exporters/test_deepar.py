@@ -104,3 +104,14 @@ def test_weights_of_another_network_are_refused(checkpoints: dict[str, Path], tm
 
     with pytest.raises(ClientError, match="does not fit"):
         export(tmp_path, tmp_path / "bundle")
+
+
+def test_models_without_a_calibrated_spread_are_exported_as_they_were(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "model.json").write_bytes((checkpoints["gaussian"] / "model.json").read_bytes())
+    state = load(checkpoints["gaussian"] / "model.pt")
+    assert state.pop("spread") == 1
+    save(tmp_path / "model.pt", state)
+
+    Bundle.open(export(tmp_path, tmp_path / "bundle")).verify()

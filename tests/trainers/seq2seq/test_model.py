@@ -75,6 +75,18 @@ def test_one_step_after_another_is_what_training_computes(kind: str) -> None:
             token = label[:, step : step + 1]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("fixed", "bilinear")])
+def test_gradients_reach_every_parameter(kind: str) -> None:
+    """But for those that `fixed` and `zero` leave without a part."""
+    network = make_network(**KINDS[kind]).train()
+    label = sentences(5, 3, seed=4)
+    loss = nn.functional.cross_entropy(network(sentences(6, 4), label), label[label != 0])
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    unreached = [name for name, each in network.named_parameters() if each.grad is None or not each.grad.any()]
+    assert unreached == []
+
+
 @pytest.mark.parametrize(("kind", "num_gates"), [("lstm", 4), ("gru", 3)])
 def test_cells_are_those_of_torch(kind: str, num_gates: int) -> None:
     cell = LstmCell(16) if kind == "lstm" else GruCell(16)

@@ -137,7 +137,7 @@ class Server:
             yield request
 
     async def _count(self, request: bytes, _: Call) -> AsyncIterator[bytes]:
-        for number in range(int(request)):
+        for number in range(int(request) if request.isdigit() else 0):
             self.seen.append(b"%d" % number)
             yield bytes(1000)
 

@@ -112,7 +112,12 @@ class OipGrpcUser(User):
         self.client = tritonclient.grpc.InferenceServerClient(self.options.grpc)
 
     def on_stop(self) -> None:
-        self.client.close()
+        """Close the channel, exactly once and now.
+
+        Triton's client closes when it is finalised as well. A second close counts gRPC's channels for gevent below
+        zero; one while the interpreter ends may wait for ever on a lock that gRPC's own, already ended thread held.
+        """
+        del self.client
 
     @task
     def predict(self) -> None:

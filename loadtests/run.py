@@ -20,6 +20,7 @@ __all__ = ["PROTOCOLS", "main"]
 PROTOCOLS = {"sagemaker": "SagemakerUser", "torchserve": "TorchserveUser", "oip": "OipUser", "oip-grpc": "OipGrpcUser"}
 """By the name in the table, the user class in `loadtests.locustfile`."""
 
+_START_PATIENCE_S = 60.0
 _STOP_PATIENCE_S = 75.0
 """Longer than a request may take: locust waits for those that are under way."""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,8 @@ def main(arguments: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as directory:
         report_file = Path(directory) / "report.json"
-        status, said = _run_locust(_locust_command(options, chosen, report_file))
+        patience_s = _START_PATIENCE_S + options.duration + _STOP_PATIENCE_S
+        status, said = _run_locust(_locust_command(options, chosen, report_file), patience_s)
         if status or not report_file.exists():  # not for failed requests: those are in the report
             print(f"{said}penstock load: locust ended with status {status}", file=sys.stderr)
             return 1
@@ -86,18 +88,21 @@ def _locust_command(options: argparse.Namespace, chosen: Sequence[str], report_f
     ]
 
 
-def _run_locust(command: Sequence[str]) -> tuple[int, str]:
+def _run_locust(command: Sequence[str], patience_s: float) -> tuple[int, str]:
     """Run in a process of its own, since locust replaces the standard library's sockets by its own.
 
     Returns:
-        its exit status, and what it said: tables in whole milliseconds, and tracebacks if there are any.
+        its exit status (1 when it had to be killed after `patience_s` seconds), and what it said: tables in whole
+        milliseconds, and tracebacks if there are any.
     """
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            status = process.wait()
+            status = process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            return 1, f"still running after {patience_s:g} s\n"
         except KeyboardInterrupt:  # locust got it too: it ends the run and reports what there is
             status = process.wait(_STOP_PATIENCE_S)
             if status:  # it was still starting
@@ -105,6 +110,7 @@ def _run_locust(command: Sequence[str]) -> tuple[int, str]:
         finally:
             if process.poll() is None:
                 process.kill()
+                process.wait()
         output.seek(0)
         return status, output.read().decode(errors="replace")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.run import _run_locust
 from tests.bundles import publish_tiny
 from tests.gateway.live import LiveGateway, serving
 
@@ -84,6 +85,13 @@ def test_a_closed_port_is_said_in_one_line() -> None:
 
     assert run.returncode == 1
     assert run.stderr.splitlines() == [f"penstock load: no gateway at {url}: [Errno 111] Connection refused"]
+
+
+def test_a_load_generator_that_never_ends_is_killed_and_said() -> None:
+    """Nothing of it is left behind: an unreaped process would be a warning, and those are errors here."""
+    status, said = _run_locust([sys.executable, "-c", "import time; time.sleep(300)"], 0.5)
+
+    assert (status, said) == (1, "still running after 0.5 s\n")
 
 
 def test_an_unknown_endpoint_is_said_in_one_line(gateway: LiveGateway) -> None:

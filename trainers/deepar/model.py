@@ -22,10 +22,15 @@ from trainers.deepar.recurrence import unroll
 
 __all__ = ["Network", "Sampler", "Sizes"]
 
-_SMALL_BEGINNING = 0.1
+_LINEAR_MEAN = ("gaussian", "student-T", "deterministic-L1")
+"""Likelihoods whose mean is as the network gives it."""
 _RIDGE, _RIDGE_PER_STEP = 1e-2, 1e-7
 _SMALLEST_DEVIATION = 1e-4
 _SMALLEST_STEP = 1e-3
+_STILLEST = 0.1
+"""Of the data's mean step."""
+_NORMAL_DEVIATION = math.sqrt(math.pi / 2)
+"""Of a normal distribution, in mean absolute deviations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +59,18 @@ class Network(nn.Module):
 
     Attributes:
         default_scale: () float32, of series without an observation other than 0 in their context.
+        default_step: () float32, of contexts without two neighbouring observations: their mean step, scaled.
         spread: () float32, what forecasts' deviations are multiplied by when paths are drawn; see `train.calibrate`.
+        in_steps: (parameters,) float32, 1 where what the layers add to the direct forecast is in units of the
+            context's mean step: Adam's steps are all of one size, too large for a currency where fit for a tide.
     """
 
-    def __init__(self, sizes: Sizes, default_scale: float = 1.0) -> None:
+    def __init__(self, sizes: Sizes, default_scale: float = 1.0, default_step: float = 1.0) -> None:
         super().__init__()
         self.sizes = sizes
         self.likelihood = Likelihood(sizes.likelihood)
         self.default_scale = nn.Buffer(torch.tensor(float(default_scale)))
+        self.default_step = nn.Buffer(torch.tensor(float(default_step)))
         self.spread = nn.Buffer(torch.tensor(1.0))
         self.embeddings = nn.ModuleList(nn.Embedding(count, sizes.embedding_dimension) for count in sizes.cardinalities)
         width = len(sizes.lags) + sizes.num_features + 1 + len(sizes.cardinalities) * sizes.embedding_dimension
@@ -72,48 +81,78 @@ class Network(nn.Module):
         self.weight_hh = nn.ParameterList(torch.empty(4 * cells, cells).uniform_(-bound, bound) for _ in inputs)
         self.bias = nn.ParameterList(_bias(cells, bound) for _ in inputs)
         self.head = nn.Linear(cells, self.likelihood.num_parameters)
-        self.direct = nn.Linear(len(sizes.lags), self.likelihood.num_parameters, bias=False)
+        self.direct = nn.Linear(len(sizes.lags), self.likelihood.num_parameters)
         """From lagged targets past all layers; not in the paper: a season is learned in a few steps by it."""
         nn.init.zeros_(self.direct.weight)
+        nn.init.zeros_(self.direct.bias)
+        self.restless = nn.Parameter(torch.zeros(self.likelihood.num_parameters))
+        """How a forecast follows the logarithm of `restlessness_of`; not in the paper: currencies have calm years."""
+        in_steps = torch.zeros(self.likelihood.num_parameters)
+        in_steps[0] = float(self.likelihood.kind in _LINEAR_MEAN)
+        self.in_steps = nn.Buffer(in_steps)
+
+    def former_state(self) -> dict[str, Tensor]:
+        """What the states of earlier models lack, such that they forecast as they did."""
+        parts = {name: torch.zeros_like(getattr(self, name)) for name in ("restless", "in_steps")}
+        ones = {name: torch.ones(()) for name in ("spread", "default_step")}
+        return parts | ones | {"direct.bias": torch.zeros_like(self.direct.bias)}
 
     @torch.no_grad()
     def begin_linearly(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Before it learns, let the network forecast by the least squares' line from lagged targets to the next one.
 
-        Layers add little to it at first. Without it, series near random walks are out of reach: the network would have
-        to learn to repeat its input to a thousandth. Only where the mean is as the network gives it.
+        Without it, series near random walks are out of reach: the network would have to learn to repeat its input to a
+        thousandth. Deviations begin as large as the line's errors. Only where the mean is as the network gives it.
 
         Args:
             batches: `target` and `observed` as `losses` takes them.
         """
-        if self.likelihood.kind not in ("gaussian", "student-T", "deterministic-L1"):
+        if self.likelihood.kind not in _LINEAR_MEAN:
             return
+        rows = [self._linear_rows(*batch) for batch in batches]
         width = len(self.sizes.lags) + 1
         gram, moments = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-        squares, steps, count = 0.0, 0.0, 0
-        for target_NT, observed_NT in batches:
-            lagged_NTL, scaled_NT = self._lagged(target_NT, observed_NT)
-            known = observed_NT > 0
-            known[:, : self.sizes.context_length] = False  # their mean is the scale, which tells of what is to come
-            next_NT = scaled_NT[:, self.sizes.lags[-1] :]
-            # restless series would drown the quiet ones
-            step_N1 = (next_NT - lagged_NTL[:, :, 0]).abs().mean(dim=1, keepdim=True).clamp(min=_SMALLEST_STEP)
-            weight_n = (1 / step_N1).expand_as(next_NT)[known].double().cpu()
-            given = functional.pad(lagged_NTL[known], [0, 1], value=1.0).double().cpu() * weight_n[:, None]
-            wanted = next_NT[known].double().cpu() * weight_n
-            steps += float(weight_n.reciprocal().sum())
-            gram += given.t() @ given
-            moments += given.t() @ wanted
-            squares, count = squares + float(wanted @ wanted), count + len(wanted)
+        count = 0
+        for given_RW, wanted_R, weight_R, *_ in rows:
+            gram += given_RW.t() @ (given_RW * weight_R[:, None])
+            moments += given_RW.t() @ (wanted_R * weight_R)
+            count += len(wanted_R)
         ridge = _RIDGE + _RIDGE_PER_STEP * count
         line = torch.linalg.solve(gram + ridge * torch.eye(width, dtype=torch.float64), moments)
-        self.direct.weight[0] = line[:-1]
-        self.head.weight.mul_(_SMALL_BEGINNING)
-        self.head.bias[0] = line[-1]
-        if self.likelihood.num_parameters > 1:
-            left = max(squares - float(2 * line @ moments - line @ gram @ line), 0.0) / max(count, 1)
-            deviation = math.sqrt(left) * steps / max(count, 1)
-            self.head.bias[1] = math.log(math.expm1(max(deviation, _SMALLEST_DEVIATION)))
+        self.direct.weight[0], self.direct.bias[0] = line[:-1], line[-1]
+        self.head.bias[0] = 0.0
+        if self.likelihood.num_parameters > 1 and count:
+            self._begin_deviations(line, rows)
+
+    def _linear_rows(self, target_NT: Tensor, observed_NT: Tensor) -> list[Tensor]:
+        """Lagged targets with a 1, next targets, weights, and their windows' numbers and logs of restlessness."""
+        lagged_NTL, scaled_NT = self._lagged(target_NT, observed_NT)
+        context, longest = self.sizes.context_length, self.sizes.lags[-1]
+        known = observed_NT > 0
+        known[:, :context] = False  # their mean is the scale, which tells of what is to come
+        next_NT = scaled_NT[:, longest:]
+        # restless series would drown the quiet ones
+        step_N1 = (next_NT - lagged_NTL[:, :, 0]).abs().mean(dim=1, keepdim=True).clamp(min=_SMALLEST_STEP)
+        log_N1 = self.restlessness_of(scaled_NT[:, longest : longest + context], observed_NT[:, :context])
+        given = functional.pad(lagged_NTL[known], [0, 1], value=1.0)
+        found = [given, next_NT[known], step_N1.expand_as(next_NT)[known] ** -2]
+        return [each.double().cpu() for each in found] + [known.nonzero()[:, 0].cpu(), log_N1[:, 0].double().cpu()]
+
+    def _begin_deviations(self, line: Tensor, rows: list[list[Tensor]]) -> None:
+        """As large as the line's errors are, by windows: a line again, in logarithms, over their restlessness."""
+        logs, errors = [], []
+        for given_RW, wanted_R, _, window_R, log_N in rows:
+            error_N = torch.zeros_like(log_N).index_add_(0, window_R, (wanted_R - given_RW @ line).abs())
+            count_N = torch.bincount(window_R, minlength=len(log_N))
+            logs.append(log_N[count_N > 0])
+            errors.append(((error_N / count_N.clamp(min=1) + _SMALLEST_DEVIATION).log())[count_N > 0])
+        x, y = torch.cat(logs), torch.cat(errors)
+        slope = float(((x - x.mean()) * (y - y.mean())).sum() / (((x - x.mean()) ** 2).sum() + _RIDGE))
+        slope = min(max(slope, 0.0), 1.0)
+        deviation = _NORMAL_DEVIATION * math.exp(float(y.mean()))
+        slope *= deviation / -math.expm1(-deviation)  # as softplus has it
+        self.restless[1], self.head.bias[1] = slope, 0.0
+        self.direct.bias[1] = math.log(math.expm1(deviation)) - slope * float(x.mean())
 
     def _lagged(self, target_NT: Tensor, observed_NT: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C + P, L) scaled targets of earlier steps, and (N, longest lag + C + P) all scaled targets."""
@@ -129,6 +168,15 @@ class Network(nn.Module):
         total_N1 = (target_NC.abs() * observed_NC).sum(dim=1, keepdim=True)
         mean_N1 = total_N1 / observed_NC.sum(dim=1, keepdim=True).clamp(min=1.0)
         return torch.where(mean_N1 > 0, mean_N1, self.default_scale)
+
+    def restlessness_of(self, scaled_NC: Tensor, observed_NC: Tensor) -> Tensor:
+        """(N, 1): log of the mean step between neighbours of the context, scaled; without neighbours, of the data."""
+        pair_NC = observed_NC[:, 1:] * observed_NC[:, :-1]
+        total_N1 = ((scaled_NC[:, 1:] - scaled_NC[:, :-1]).abs() * pair_NC).sum(dim=1, keepdim=True)
+        count_N1 = pair_NC.sum(dim=1, keepdim=True)
+        step_N1 = torch.where(count_N1 > 0, total_N1 / count_N1.clamp(min=1.0), self.default_step)
+        # what has stood still may move again
+        return torch.log(step_N1 + _STILLEST * self.default_step + _SMALLEST_DEVIATION)
 
     def static_of(self, scale_N1: Tensor, category_NK: Tensor | None) -> Tensor:
         """(N, 1 + K * embedding): what is the same at all steps of a series."""
@@ -160,7 +208,10 @@ class Network(nn.Module):
         share = sizes.dropout_rate if self.training else 0.0
         for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
             output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
-        raw = (self.head(output_TNH).transpose(0, 1) + self.direct(lagged_NTL)).unbind(dim=2)
+        restless_N1 = self.restlessness_of(scaled_NT[:, longest : longest + context], observed_NT[:, :context])
+        always_NK, units_NK = restless_N1 * self.restless, torch.exp(restless_N1 * self.in_steps)
+        layers_NTK = self.head(output_TNH).transpose(0, 1) * units_NK[:, None]
+        raw = (layers_NTK + self.direct(lagged_NTL) + always_NK[:, None]).unbind(dim=2)
         fit = self.likelihood.parameters_of(list(raw))
         losses_NT = self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
         return losses_NT, self.likelihood.fixed_loss(scale_N1)
@@ -205,8 +256,9 @@ class Sampler(nn.Module):
         scale_N1 = network.scale_of(target_NT[:, -context:], observed_NT[:, -context:])
         scaled_NT = target_NT / scale_N1
         static_NE = network.static_of(scale_N1, category_NK)
+        restless_N1 = network.restlessness_of(scaled_NT[:, -context:], observed_NT[:, -context:])
         states = self._read_context(scaled_NT, features_NTF, static_NE)
-        return self._forecast(scaled_NT, features_NTF, static_NE, states, noise_NSPW, scale_N1)
+        return self._forecast(scaled_NT, features_NTF, static_NE, states, noise_NSPW, scale_N1, restless_N1)
 
     def _read_context(self, scaled_NT: Tensor, features_NTF: Tensor, static_NE: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The states of all layers behind the context, each (H, N)."""
@@ -237,13 +289,14 @@ class Sampler(nn.Module):
         states: list[tuple[Tensor, Tensor]],
         noise_NSPW: Tensor,
         scale_N1: Tensor,
+        restless_N1: Tensor,
     ) -> Tensor:
         network, sizes = self.network, self.network.sizes
         num_lags, length, num_gates = len(sizes.lags), sizes.prediction_length, 4 * sizes.num_cells
         # what inputs add to the first layer's gates and, below, to the forecast directly
         direct_KI = functional.pad(network.direct.weight, [0, network.weight_ih[0].shape[1] - num_lags])
         weight_GI = torch.cat([network.weight_ih[0], direct_KI], dim=0)
-        bias_G = torch.cat([network.bias[0], network.head.bias], dim=0)
+        bias_G = torch.cat([network.bias[0], network.direct.bias], dim=0)
         weight_GH = torch.cat([network.weight_hh[0], torch.zeros_like(network.head.weight)], dim=0)
         samples_like_NS = torch.zeros_like(noise_NSPW[:, :, 0, 0])
 
@@ -253,11 +306,13 @@ class Sampler(nn.Module):
 
         states = [(rows(hidden), rows(cell)) for hidden, cell in states]
         scale_R = rows(scale_N1.t())[0]
+        units_KR = rows(torch.exp(network.in_steps[:, None] * restless_N1.t()))
         noise_PWR = noise_NSPW.permute(2, 3, 0, 1).flatten(2)
         always_PIN = torch.cat(
             [features_NTF[:, sizes.context_length :], static_NE[:, None].expand(-1, length, -1)], dim=2
         ).permute(1, 2, 0)
-        base_PGN = torch.matmul(weight_GI[:, num_lags:], always_PIN) + bias_G[:, None]
+        restless_GN = functional.pad(network.restless[:, None] * restless_N1.t(), [0, 0, num_gates, 0])
+        base_PGN = torch.matmul(weight_GI[:, num_lags:], always_PIN) + (bias_G[:, None] + restless_GN)
         paths: list[Tensor] = []
         for step in range(length):
             # lags that reach behind the forecast's start are known, and the same for all samples
@@ -275,7 +330,8 @@ class Sampler(nn.Module):
                 joint_GI = torch.cat([network.weight_hh[layer], network.weight_ih[layer]], dim=1)
                 gates_GR = joint_GI @ torch.cat([states[layer][0], states[layer - 1][0]], dim=0)
                 states[layer] = self._cell(gates_GR + network.bias[layer][:, None], *states[layer])
-            raw_KR = network.head.weight @ states[-1][0] + first_GR[num_gates:]
+            layers_KR = network.head.weight @ states[-1][0] + network.head.bias[:, None]
+            raw_KR = layers_KR * units_KR + first_GR[num_gates:]
             fit = self.likelihood.spread_out(self.likelihood.parameters_of(list(raw_KR.unbind(0))), network.spread)
             paths.append(self.likelihood.sample(fit, scale_R, list(noise_PWR[step].unbind(0))))
         samples_RP = torch.stack(paths, dim=1) * scale_R[:, None]

@@ -46,7 +46,7 @@ _MODERATE_RATE = 0.005
 _ROWS_AT_ONCE = 20_000
 _NORMAL = NormalDist()
 _CALIBRATIONS = 3
-_FIRST_WINDOWS = 1000
+_FIRST_WINDOWS, _FIRST_STEPS, _FEWEST_FIRST = 1000, 100_000, 10
 _SAMPLES = 100
 _NARROWEST, _WIDEST = 0.5, 3.0
 _MOST_TAILS = 128
@@ -201,11 +201,11 @@ class Learner:
             series, sizes.history, use_cat=bool(fields.cardinalities), num_dynamic=fields.num_dynamic
         )
         torch.manual_seed(wanted.seed)
-        self.network = Network(sizes, _default_scale(self.series)).to(self._device)
         lengths, prediction = self.series.lengths, wanted.prediction_length
         withheld = data.tails(lengths, wanted.context_length, prediction)
         self._trained_lengths = lengths - withheld * prediction
         self.tails = Tails.of(lengths, withheld, prediction)
+        self.network = Network(sizes, *_default_scales(self.series, self._trained_lengths)).to(self._device)
         self.network.begin_linearly(self._first_windows())
         self._trained = world.wrap(_Losses(self.network))
         self._optimizer = torch.optim.Adam(self.network.parameters(), wanted.learning_rate)
@@ -224,7 +224,8 @@ class Learner:
             self._trained_lengths, wanted.mini_batch_size, wanted.context_length, wanted.prediction_length,
             np.random.default_rng(wanted.seed),
         )  # fmt: skip
-        for some, begin in data.batches(numbers[:_FIRST_WINDOWS], begins[:_FIRST_WINDOWS], wanted.mini_batch_size):
+        most = max(_FEWEST_FIRST, min(_FIRST_WINDOWS, _FIRST_STEPS // wanted.prediction_length))
+        for some, begin in data.batches(numbers[:most], begins[:most], wanted.mini_batch_size):
             windows = self._cut(some, begin)
             yield windows[0], windows[1]
 
@@ -351,9 +352,27 @@ class Tails(NamedTuple):
         return np.where(series.observed[places], series.target[places].astype(np.float64), np.nan)
 
 
-def _default_scale(series: SeriesSet) -> float:
-    known = np.abs(series.target[series.observed])
-    return float(known.mean()) if known.any() else 1.0
+def _default_scales(series: SeriesSet, lengths: NDArray[np.int64]) -> tuple[float, float]:
+    """The mean absolute value, and the mean step between neighbours of a series in units of its own.
+
+    Args:
+        series: of which so many steps count:
+        lengths: (N,), at most those of the series.
+    """
+    edges = np.zeros(len(series.target) + 1, np.int8)
+    np.add.at(edges, series.offsets, 1)
+    np.add.at(edges, series.offsets + lengths, -1)
+    seen = series.observed & (np.cumsum(edges[:-1], dtype=np.int8) > 0)
+    pair = np.append(seen[1:] & seen[:-1], False)
+    value = np.where(seen, np.abs(series.target), 0.0)
+    step = np.where(pair, np.abs(np.diff(series.target, append=0.0)), 0.0)
+    total, count, steps, pairs = (
+        np.add.reduceat(each, series.offsets, dtype=np.float64) for each in (value, seen, step, pair)
+    )
+    scale = float(total.sum() / max(count.sum(), 1))
+    usable = (total > 0) & (pairs > 0)
+    relative = steps[usable] / pairs[usable] / (total[usable] / count[usable])
+    return scale or 1.0, float(relative.mean()) if len(relative) else 1.0
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------

@@ -19,14 +19,15 @@ from trainers.deepar.recurrence import unroll, unroll_by_torch
 CONTEXT, PREDICTION, LAGS = 6, 4, (1, 2, 3, 7)
 
 
-def network(**changed: Any) -> Network:
+def network(default_step: float = 1.0, **changed: Any) -> Network:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "lags": LAGS, "num_features": 2, "cardinalities": (), "embedding_dimension": 3, "num_cells": 8, "num_layers": 2,
         "dropout_rate": 0.1, "likelihood": "gaussian", "context_length": CONTEXT, "prediction_length": PREDICTION,
     }  # fmt: skip
-    made = Network(Sizes(**sizes | changed), default_scale=2.0)
+    made = Network(Sizes(**sizes | changed), default_scale=2.0, default_step=default_step)
     torch.nn.init.normal_(made.direct.weight, std=0.1)
+    torch.nn.init.normal_(made.restless, std=0.1)
     return made.eval()
 
 
@@ -164,8 +165,34 @@ def test_training_begins_with_the_line_that_is_in_the_data() -> None:
     model.begin_linearly([(torch.from_numpy(target[:, 50:]).float(), torch.ones(4000, CONTEXT + PREDICTION))])
 
     assert model.direct.weight[0].tolist() == pytest.approx([0.7, 0.0, 0.0, 0.3], abs=0.08)
-    deviation = torch.nn.functional.softplus(model.head.bias[1]).item()
+    restless = model.restlessness_of(torch.from_numpy(target[:, 50:]).float() / 10, torch.ones(4000, width)).mean()
+    deviation = torch.nn.functional.softplus(model.direct.bias[1] + model.restless[1] * restless).item()
     assert deviation == pytest.approx(0.01, rel=0.3)  # of a series of scale 10
+
+
+def test_deviations_begin_in_proportion_to_how_restless_windows_are() -> None:
+    """Random walks, some of ten times the steps of the others."""
+    random = np.random.default_rng(0)
+    width = LAGS[-1] + CONTEXT + PREDICTION
+    step = np.where(np.arange(2000) % 2, 0.1, 1.0)[:, None]
+    target = torch.from_numpy(100 + np.cumsum(step * random.normal(size=(2000, width)), axis=1)).float()
+    model = network(default_step=0.001)
+    model.begin_linearly([(target, torch.ones(2000, CONTEXT + PREDICTION))])
+    context = target[:, LAGS[-1] : LAGS[-1] + CONTEXT] / 100
+    log_step = model.restlessness_of(context, torch.ones(2000, CONTEXT))[:, 0]
+    deviation = torch.nn.functional.softplus(model.direct.bias[1] + model.restless[1] * log_step)
+
+    assert deviation[0::2].median().item() == pytest.approx(0.01, rel=0.3)
+    assert deviation[1::2].median().item() == pytest.approx(0.001, rel=0.5)
+
+
+def test_a_context_without_neighbours_is_as_restless_as_the_data() -> None:
+    model = network(default_step=0.25)
+    target, alone = torch.rand(3, CONTEXT), torch.zeros(3, CONTEXT)
+    alone[:, ::2] = 1
+
+    assert model.restlessness_of(target, alone).exp().flatten().tolist() == pytest.approx([0.25 * 1.1] * 3, rel=1e-3)
+    assert model.restlessness_of(torch.ones(3, CONTEXT), torch.ones(3, CONTEXT)).exp().max() < 0.03
 
 
 def test_one_window_is_learned_by_heart() -> None:

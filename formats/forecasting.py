@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
 OUTPUT_TYPES = ("mean", "quantiles", "samples")
 _BITS = 23
 _MOST_SAMPLES = 10_000
+_LARGEST_BOUND = float(np.finfo(np.float32).max)
 _SUPPORT = {"beta": (0.0, 1.0), "negative-binomial": (0.0, np.inf)}
 
 
@@ -41,7 +42,12 @@ class Configuration:
     quantiles: tuple[str, ...] = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
     """As they were sent: they are the answer's keys."""
     seed: int | None = None
-    """Not in the original: the same seed gives the same paths."""
+    """Not in the original, nor what follows: the same seed gives the same paths."""
+    minimum: float | None = None
+    """Paths are clipped there; sales are not negative, whatever the likelihood."""
+    maximum: float | None = None
+    forward_fields: tuple[str, ...] = ()
+    """Fields of each series that its answer repeats, such as an id."""
 
     @classmethod
     def of(cls, given: object, default: Configuration | None = None, where: str = "'configuration'") -> Configuration:
@@ -55,17 +61,24 @@ class Configuration:
             return base
         if not isinstance(given, Mapping):
             raise InvalidBody(f"{where} is {given!r:.80}, expected an object")
-        unknown = sorted(set(given) - {"num_samples", "output_types", "quantiles", "seed"})
+        unknown = sorted(set(given) - _SETTINGS)
         if unknown:
-            raise InvalidBody(
-                f"{where}: '{unknown[0]}' is unknown; expected num_samples, output_types, quantiles or seed"
-            )
-        return cls(
+            raise InvalidBody(f"{where}: '{unknown[0]}' is unknown; expected some of {', '.join(sorted(_SETTINGS))}")
+        found = cls(
             num_samples=_integer(given.get("num_samples", base.num_samples), f"{where}.num_samples", 1, _MOST_SAMPLES),
             output_types=_output_types(given.get("output_types", base.output_types), where),
             quantiles=_quantiles(given.get("quantiles", base.quantiles), where),
             seed=base.seed if given.get("seed") is None else _integer(given["seed"], f"{where}.seed", 0, 2**63 - 1),
+            minimum=_bound(given.get("minimum", base.minimum), f"{where}.minimum"),
+            maximum=_bound(given.get("maximum", base.maximum), f"{where}.maximum"),
+            forward_fields=_forward_fields(given.get("forward_fields", base.forward_fields), where),
         )
+        if found.minimum is not None and found.maximum is not None and found.minimum > found.maximum:
+            raise InvalidBody(f"{where}.minimum is {found.minimum:g}, above {where}.maximum, {found.maximum:g}")
+        return found
+
+
+_SETTINGS = frozenset(each.name for each in fields(Configuration))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +126,8 @@ def graph_inputs(series: Sequence[Series], horizon: Horizon, wanted: Configurati
 def answers(samples_NSP: NDArray[np.float32], wanted: Configuration) -> list[dict[str, Any]]:
     """One object of plain arrays for each series; keys only of what was asked for."""
     found: list[dict[str, Any]] = [{} for _ in samples_NSP]
+    if (wanted.minimum, wanted.maximum) != (None, None):
+        samples_NSP = np.clip(samples_NSP, wanted.minimum, wanted.maximum)
     if "mean" in wanted.output_types:
         for answer, mean in zip(found, samples_NSP.mean(axis=1), strict=True):
             answer["mean"] = mean
@@ -219,6 +234,22 @@ def _integer(value: object, what: str, low: int, high: int) -> int:
 def _output_types(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value or any(each not in OUTPUT_TYPES for each in value):
         raise InvalidBody(f"{where}.output_types is {value!r:.80}, expected some of {', '.join(OUTPUT_TYPES)}")
+    return tuple(value)
+
+
+def _bound(value: object, what: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST_BOUND:
+        raise InvalidBody(f"{what} is {value!r:.40}, expected a number")
+    return float(value)
+
+
+def _forward_fields(value: object, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or any(not isinstance(each, str) or each in OUTPUT_TYPES for each in value):
+        raise InvalidBody(
+            f"{where}.forward_fields is {value!r:.80}, expected names of fields other than {', '.join(OUTPUT_TYPES)}"
+        )
     return tuple(value)
 
 

@@ -72,7 +72,11 @@ class DeepAR(Handler):
         samples_NSP = outputs["samples"]
         if not np.isfinite(samples_NSP).all():
             raise BackendFailed(f"model '{self.manifest.name}' answered NaN or infinity, which JSON cannot carry")
-        found = answers(samples_NSP, self._configuration(prediction))
+        wanted = self._configuration(prediction)
+        found = answers(samples_NSP, wanted)
+        if wanted.forward_fields:
+            for answer, row in zip(found, _rows(prediction), strict=True):
+                answer |= {name: row[name] for name in wanted.forward_fields if name in row}
         if self._answers_in_lines(prediction):
             lines = (orjson.dumps(each, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for each in found)
             return Answer(b"".join(lines), _LINES)
@@ -136,11 +140,16 @@ def _request(body: bytes) -> dict[str, Any]:
     return found
 
 
+def _rows(prediction: Prediction) -> list[Any]:
+    if _in_lines(prediction):
+        return jsonlines.decode(prediction.body)
+    rows: list[Any] = _request(prediction.body)["instances"]
+    return rows
+
+
 def _series(prediction: Prediction) -> list[Series]:
-    lines = _in_lines(prediction)
-    rows = jsonlines.decode(prediction.body) if lines else _request(prediction.body)["instances"]
     series = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_rows(prediction)):
         if not isinstance(row, dict):
             raise InvalidBody(f"instance {number} is {row!r:.80}, expected an object of 'start' and 'target'")
         try:

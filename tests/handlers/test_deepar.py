@@ -120,6 +120,31 @@ def test_one_seed_is_one_forecast_and_none_is_another_each_time(handler: Handler
     assert first != second
 
 
+def test_paths_are_clipped_before_means_and_quantiles_are_taken(handler: Handler) -> None:
+    wanted = {"seed": 3, "output_types": ["mean", "quantiles", "samples"]}
+    (free,) = predictions(handler, [SERIES], **wanted)
+    low, high = (float(np.quantile(free["samples"], each)) for each in (0.2, 0.9))
+    (clipped,) = predictions(handler, [SERIES], minimum=low, maximum=high, **wanted)
+    paths = np.clip(np.array(free["samples"]), low, high)
+
+    assert np.array(clipped["samples"]) == pytest.approx(paths, rel=1e-6)
+    assert clipped["mean"] == pytest.approx(paths.mean(axis=0).tolist(), rel=1e-5)
+    assert clipped["quantiles"]["0.1"] == pytest.approx(np.quantile(paths, 0.1, axis=0).tolist(), rel=1e-5)
+
+
+def test_fields_are_forwarded_where_a_series_has_them(handler: Handler, bundles: dict[str, Bundle]) -> None:
+    named = [SERIES | {"id": "a", "shop": {"town": 7}}, SERIES | {"id": None}, SERIES]
+    found = predictions(handler, named, forward_fields=["id", "shop"], output_types=["mean"])
+    environment = {CONFIGURATION_VARIABLE: '{"forward_fields": ["id"]}'}
+    body = b"\n".join(orjson.dumps(each) for each in named)
+    outcome = only(DeepAR(bundles["plain"], Runtime(), environment), ask(body, LINES))
+
+    assert [{k: v for k, v in each.items() if k != "mean"} for each in found] == [
+        {"id": "a", "shop": {"town": 7}}, {"id": None}, {},
+    ]  # fmt: skip
+    assert [orjson.loads(line).get("id", "none") for line in outcome.body.splitlines()] == ["a", None, "none"]
+
+
 def test_neighbours_of_other_lengths_and_other_wishes_change_nothing(handler: Handler) -> None:
     def wish(target: list[float], samples: int) -> Prediction:
         configuration = {"num_samples": samples, "seed": 3, "output_types": ["samples"]}
@@ -158,6 +183,9 @@ def test_gluonts_names_of_the_fields_are_taken_too(rich: Handler) -> None:
         ({"instances": [SERIES | {"cat": [0]}]}, "instance 0: 'cat' is [0]; the model was trained without it"),
         ({"instances": [SERIES | {"dynamic_feat": [[1] * 8]}]}, "trained with 0"),
         ({"instances": [SERIES], "configuration": {"num_samples": 0}}, "'configuration'.num_samples is 0"),
+        ({"instances": [SERIES], "configuration": {"minimum": "0"}}, "'configuration'.minimum is '0'"),
+        ({"instances": [SERIES], "configuration": {"minimum": 2, "maximum": 1}}, "minimum is 2, above"),
+        ({"instances": [SERIES], "configuration": {"forward_fields": ["mean"]}}, "forward_fields is ['mean']"),
         ({"instances": [SERIES] * 2000, "configuration": {"num_samples": 10000}}, "at most 50000000 in one request"),
         (b'{"instances": [{"start": "2024-01-01", "target": [NaN]}]}', "body"),
         (b'{"instances": [{"start": "2024-01-01", "target": [1e999]}]}', "target"),

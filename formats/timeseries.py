@@ -15,7 +15,11 @@ from formats.errors import InvalidBody
 
 __all__ = ["Series", "parse_series", "read", "read_parquet", "row_of", "write", "write_parquet"]
 
-_COLUMNS = ("start", "target", "cat", "dynamic_feat")
+_ALIASES = {"feat_static_cat": "cat", "feat_dynamic_real": "dynamic_feat"}
+"""GluonTS's names of the same fields."""
+_OPTIONAL = (*_ALIASES.values(), *_ALIASES)
+_LARGEST = 1e30
+"""Beyond it sums of squares and means of float32 would be infinite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +52,7 @@ def read_parquet(stream: BinaryIO, name: str = "stream") -> Iterator[Series]:
     Raises:
         InvalidBody: names file, row (from 0) and field.
     """
-    for number, row in enumerate(parquet.read(stream, name, required=("start", "target"), optional=_COLUMNS[2:])):
+    for number, row in enumerate(parquet.read(stream, name, required=("start", "target"), optional=_OPTIONAL)):
         try:
             yield parse_series(row)
         except InvalidBody as error:
@@ -58,6 +62,8 @@ def read_parquet(stream: BinaryIO, name: str = "stream") -> Iterator[Series]:
 def parse_series(row: Mapping[str, Any]) -> Series:
     """One series from a JSON object, an instance of a request, or a Parquet row; other fields are ignored.
 
+    GluonTS's names are taken where the fields' own are absent; an empty `cat` or `dynamic_feat` is as none.
+
     Raises:
         InvalidBody: names the field, its value, and what was expected.
     """
@@ -65,13 +71,10 @@ def parse_series(row: Mapping[str, Any]) -> Series:
         if row.get(field) is None:
             raise InvalidBody(f"'{field}' is missing; present: {', '.join(sorted(row)[:10]) or 'nothing'}")
     target = _numbers(row["target"], "target")
-    cat = row.get("cat")
-    return Series(
-        _start(row["start"]),
-        target,
-        None if cat is None else _categories(cat),
-        _features(row.get("dynamic_feat"), len(target)),
-    )
+    row = {known: row.get(alias) for alias, known in _ALIASES.items()} | {
+        name: value for name, value in row.items() if value is not None
+    }
+    return Series(_start(row["start"]), target, _categories(row["cat"]), _features(row["dynamic_feat"], len(target)))
 
 
 def write(stream: BinaryIO, series: Iterable[Series]) -> int:
@@ -127,11 +130,12 @@ def _numbers(values: Any, field: str, *, missing: bool = True) -> NDArray[np.flo
             raise InvalidBody(f"'{field}': {error}") from error
     else:
         raise InvalidBody(f"'{field}' is {str(values)[:40]!r}, expected an array of numbers")
-    bad = np.isinf(array) if missing else ~np.isfinite(array)
+    size = np.abs(array)
+    bad = size > _LARGEST if missing else ~(size <= _LARGEST)
     if bad.any():
         at = int(bad.argmax())
-        expected = "a finite number or null" if missing else "a finite number"
-        raise InvalidBody(f"'{field}'[{at}] is {array[at]}, expected {expected}")
+        expected = f"a number from {-_LARGEST:g} to {_LARGEST:g}{' or null' if missing else ''}"
+        raise InvalidBody(f"'{field}'[{at}] is {array[at]:g}, expected {expected}")
     return array
 
 
@@ -143,14 +147,16 @@ def _number(value: Any, where: str) -> float:
     raise InvalidBody(f'{where} is {str(value)[:40]!r}, expected a number, null or "NaN"')
 
 
-def _categories(values: Any) -> tuple[int, ...]:
+def _categories(values: Any) -> tuple[int, ...] | None:
+    if values is None:
+        return None
     found: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(found, list):
         raise InvalidBody(f"'cat' is {str(values)[:40]!r}, expected an array of integers")
     for at, value in enumerate(found):
         if type(value) is not int or not 0 <= value < 2**31:
             raise InvalidBody(f"'cat'[{at}] is {str(value)[:40]!r}, expected an integer of 0 or more")
-    return tuple(found)
+    return tuple(found) or None
 
 
 def _features(values: Any, length: int) -> NDArray[np.float64] | None:

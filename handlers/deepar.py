@@ -25,8 +25,6 @@ __all__ = ["CONFIGURATION_VARIABLE", "DeepAR"]
 CONFIGURATION_VARIABLE = "DEEPAR_INFERENCE_CONFIG"
 """JSON text of the configuration where a request has none; of the worker's environment, or a request's parameters."""
 _LINES = "application/jsonlines"
-_ALIASES = {"feat_static_cat": "cat", "feat_dynamic_real": "dynamic_feat"}
-"""GluonTS's names of the same fields."""
 _MOST_PATH_STEPS = 50_000_000
 """Numbers of one request's paths; beyond it memory, not patience, would end first."""
 
@@ -153,7 +151,7 @@ def _series(prediction: Prediction) -> list[Series]:
         if not isinstance(row, dict):
             raise InvalidBody(f"instance {number} is {row!r:.80}, expected an object of 'start' and 'target'")
         try:
-            series.append(parse_series({_ALIASES.get(str(name), str(name)): value for name, value in row.items()}))
+            series.append(parse_series(row))
         except InvalidBody as error:
             raise InvalidBody(f"instance {number}: {error}") from error
     return series

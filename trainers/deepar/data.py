@@ -36,6 +36,7 @@ __all__ = [
     "read_channel",
     "tails",
     "visits",
+    "warn_of_gaps",
 ]
 
 _FEWEST_OBSERVATIONS = 300
@@ -45,6 +46,8 @@ _LARGEST_SHARE_OF_TAILS = 8
 """One over it."""
 _STEPS_BEFORE_A_TAIL = 3
 """At least, in prediction lengths, behind the first context."""
+_LARGEST_EMBEDDING = 100_000_000
+"""Numbers; three times as many are the optimizer's."""
 _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _PARQUET = (".parquet", ".pq")
 
@@ -114,7 +117,8 @@ def cut(
     """Windows whose forecasts begin at step `begins` of the series `numbers`."""
     at = (series.offsets[numbers] + begins)[:, None]
     steps = np.arange(-context, prediction)
-    places = at + np.arange(-context - longest_lag, prediction)
+    # a forecast may reach beyond the last series; what is there counts as not observed
+    places = np.minimum(at + np.arange(-context - longest_lag, prediction), len(series.target) - 1)
     spans = places[:, longest_lag:]
     within = begins[:, None] + steps
     observed = series.observed[spans] & (within >= 0) & (within < series.lengths[numbers][:, None])
@@ -198,16 +202,18 @@ class Fields:
         Raises:
             ClientError: they disagree, or records among each other.
         """
-        num_cat = _alike([None if each.cat is None else len(each.cat) for each in series], "cat", name)
-        num_dynamic = _alike(
-            [None if each.dynamic_feat is None else len(each.dynamic_feat) for each in series], "dynamic_feat", name
-        )
-        _tell("cardinality", wanted.cardinality, "cat", num_cat, name)
-        _tell("num_dynamic_feat", wanted.num_dynamic_feat, "dynamic_feat", num_dynamic, name)
-        return cls(
-            () if wanted.cardinality == "ignore" else _cardinalities(series, wanted, num_cat, name),
-            0 if wanted.num_dynamic_feat == "ignore" else _num_dynamic(wanted, num_dynamic, name),
-        )
+        cardinalities, num_dynamic = tuple[int, ...](), 0
+        if wanted.cardinality != "ignore":
+            num_cat = _alike([None if each.cat is None else len(each.cat) for each in series], "cat", name)
+            _tell("cardinality", wanted.cardinality, "cat", num_cat, name)
+            cardinalities = _cardinalities(series, wanted, num_cat, name)
+        if wanted.num_dynamic_feat != "ignore":
+            rows = _alike(
+                [None if (each := one.dynamic_feat) is None else len(each) for one in series], "dynamic_feat", name
+            )
+            _tell("num_dynamic_feat", wanted.num_dynamic_feat, "dynamic_feat", rows, name)
+            num_dynamic = _num_dynamic(wanted, rows, name)
+        return cls(cardinalities, num_dynamic)
 
 
 def check_target(series: list[Series], likelihood: str, name: str) -> None:
@@ -258,10 +264,9 @@ def announce(series: list[Series], name: str) -> None:
 def _alike(counts: list[int | None], field: str, name: str) -> int | None:
     for number, count in enumerate(counts):
         if count != counts[0]:
-            told = ["no" if each is None else str(each) for each in (counts[0], count)]
+            first, other = (f"no `{field}`" if n is None else f"`{field}` of length {n}" for n in (counts[0], count))
             raise ClientError(
-                f"Channel '{name}': record 0 has {told[0]} rows of `{field}` and record {number} has {told[1]}; "
-                "all records must be alike."
+                f"Channel '{name}': record 0 has {first} and record {number} has {other}; all records must be alike."
             )
     return counts[0]
 
@@ -283,15 +288,30 @@ def _cardinalities(series: list[Series], wanted: Hyperparameters, num_cat: int |
         if given:
             raise ClientError(f"hyperparameter cardinality: {wanted.cardinality}, but channel '{name}' has no `cat`.")
         return ()
-    largest = np.array([each.cat for each in series]).max(axis=0).tolist()
     if given is None:
-        return tuple(most + 1 for most in largest)
+        given = tuple(max(ids) + 1 for ids in zip(*(each.cat or () for each in series), strict=True))
     if len(given) != num_cat:
         raise ClientError(
             f"hyperparameter cardinality: {wanted.cardinality} is of {len(given)} categories; `cat` has {num_cat}."
         )
     check_categories(series, given, name)
+    size = sum(given) * wanted.embedding_dimension
+    if size > _LARGEST_EMBEDDING:
+        raise ClientError(
+            f"Channel '{name}': {sum(given)} categories, embeddings of {wanted.embedding_dimension} numbers each: "
+            f"{size} are too many; at most {_LARGEST_EMBEDDING}. "
+            "Number the categories of `cat` from 0 and leave none out."
+        )
     return given
+
+
+def warn_of_gaps(series: list[Series], cardinalities: tuple[int, ...]) -> None:
+    """Every category should occur in training (contract, section 2.1)."""
+    for place, count in enumerate(cardinalities):
+        present = len({each.cat[place] for each in series if each.cat is not None})
+        if present < count:
+            log.warning("%d of the %d categories of cat[%d] do not occur in channel 'train'; "
+                        "nothing is learned of them", count - present, count, place)  # fmt: skip
 
 
 def check_categories(series: list[Series], cardinalities: tuple[int, ...], name: str) -> None:

@@ -37,7 +37,7 @@ def _listed(value: object) -> object:
             return text
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]
-    if isinstance(value, list | tuple) and all(type(each) is int and each > 0 for each in value):
+    if isinstance(value, list | tuple) and value and all(type(each) is int and each > 0 for each in value):
         return ",".join(map(str, value))
     return json.dumps(value) if isinstance(value, list | tuple) else value
 
@@ -58,11 +58,13 @@ def _quantiles(value: object) -> object:
             value = json.loads(text if text.startswith("[") else f"[{text}]")
         except ValueError as error:
             raise ValueError("Input should be a JSON array of numbers") from error
-    return tuple(float(each) for each in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple) and not all(isinstance(each, int | float | str) for each in value):
+        raise ValueError("Input should be a JSON array of numbers")
+    return tuple(value) if isinstance(value, list) else value
 
 
 _Quantile = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0"), BeforeValidator(number)]
+_Rate = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1"), BeforeValidator(number)]
 _Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1"), BeforeValidator(number)]
 
 
@@ -100,7 +102,7 @@ class Hyperparameters:
     ] = "student-T"
     """What is forecast of each step; `deterministic-L1` knows no uncertainty."""
     mini_batch_size: PositiveInteger = 128
-    """Windows per step, of one process."""
+    """Windows per step, of all processes together."""
     num_cells: PositiveInteger = 40
     """Units of each layer."""
     num_dynamic_feat: Annotated[
@@ -118,7 +120,7 @@ class Hyperparameters:
         BeforeValidator(_quantiles),
     ] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """That are scored on the test channel."""
-    seed: WholeNumber = 0
+    seed: Annotated[WholeNumber, Field(lt=2**32, description="an integer from 0 to 4294967295")] = 0
     """Not in the original."""
 
     @property

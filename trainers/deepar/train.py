@@ -111,6 +111,7 @@ def _read_training(job: Job, wanted: Hyperparameters) -> tuple[list[Series], Fie
     fields = Fields.of(series, wanted, "train")
     data.check_target(series, wanted.likelihood, "train")
     data.check_enough(series, wanted.prediction_length)
+    data.warn_of_gaps(series, fields.cardinalities)
     return series, fields
 
 
@@ -123,6 +124,11 @@ def _read_test(job: Job, wanted: Hyperparameters, fields: Fields) -> list[Series
     if fields.cardinalities:
         data.check_categories(series, fields.cardinalities, "test")
     data.check_target(series, wanted.likelihood, "test")
+    if not any((~np.isnan(each.target[-wanted.prediction_length :])).any() for each in series):
+        raise ClientError(
+            "Channel 'test' cannot be scored: no target is known in the last "
+            f"{wanted.prediction_length} steps of any series."
+        )
     return series
 
 
@@ -364,10 +370,11 @@ def _default_scales(series: SeriesSet, lengths: NDArray[np.int64]) -> tuple[floa
     np.add.at(edges, series.offsets + lengths, -1)
     seen = series.observed & (np.cumsum(edges[:-1], dtype=np.int8) > 0)
     pair = np.append(seen[1:] & seen[:-1], False)
+    held = series.lengths > 0  # the sums below are of steps from one series' first to the next one's
     value = np.where(seen, np.abs(series.target), 0.0)
     step = np.where(pair, np.abs(np.diff(series.target, append=0.0)), 0.0)
     total, count, steps, pairs = (
-        np.add.reduceat(each, series.offsets, dtype=np.float64) for each in (value, seen, step, pair)
+        np.add.reduceat(each, series.offsets[held], dtype=np.float64) for each in (value, seen, step, pair)
     )
     scale = float(total.sum() / max(count.sum(), 1))
     usable = (total > 0) & (pairs > 0)
@@ -438,10 +445,7 @@ def evaluate(
     for row, each, begin in zip(target, test, begins.tolist(), strict=True):
         row[: len(each.target) - begin] = each.target[begin:]
     samples = forecast(network, frequency, series, begins, wanted.num_eval_samples, wanted.seed)
-    try:
-        return scores(samples, target, wanted.test_quantiles)
-    except ValueError as error:
-        raise ClientError(f"Channel 'test' cannot be scored: {error}.") from error
+    return scores(samples, target, wanted.test_quantiles)
 
 
 def _tell_scores(measured: Scores) -> dict[str, float]:
@@ -453,15 +457,20 @@ def _tell_scores(measured: Scores) -> dict[str, float]:
         log.info("#test_score (%s, wQuantileLoss[%g]): %s", _HOST, tau, value)
     log.info("#quality_metric: host=%s, test RMSE <loss>=%s", _HOST, measured.rmse)
     log.info("#quality_metric: host=%s, test mean_wQuantileLoss <loss>=%s", _HOST, mean)
-    return {"test:RMSE": measured.rmse, "test:mean_wQuantileLoss": mean}
+    told = {"test:RMSE": measured.rmse, "test:mean_wQuantileLoss": mean}
+    # relative losses of series of zeros alone are no numbers, which JSON cannot hold
+    return {name: value for name, value in told.items() if math.isfinite(value)}
 
 
 def _report(measured: Scores) -> dict[str, Any]:
+    def known(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
     return {
         "RMSE": measured.rmse,
         "mean_absolute_QuantileLoss": measured.mean_absolute_quantile_loss,
-        "mean_wQuantileLoss": measured.mean_weighted_quantile_loss,
-        "wQuantileLoss": {f"{tau:g}": value for tau, value in measured.weighted_quantile_loss.items()},
+        "mean_wQuantileLoss": known(measured.mean_weighted_quantile_loss),
+        "wQuantileLoss": {f"{tau:g}": known(value) for tau, value in measured.weighted_quantile_loss.items()},
         "coverage_80": measured.coverage_80,
     }
 

@@ -169,8 +169,30 @@ def test_every_form_of_file_gives_the_same_series(tmp_path: Path, name: str) -> 
         (
             {},
             lambda n, s: Series(START, s.target, (n,) if n else None),
-            "record 0 has no rows of `cat` and record 1 has 1",
+            "record 0 has no `cat` and record 1 has `cat` of length 1",
         ),
+        (
+            {},
+            lambda n, s: Series(START, s.target, None, np.ones((1 + n // 5, 80))),
+            "record 0 has `dynamic_feat` of length 1 and record 5 has `dynamic_feat` of length 2",
+        ),
+        (
+            {"cardinality": "[2000000000]"},
+            lambda _, s: Series(START, s.target, (0,)),
+            "2000000000 categories, embeddings",
+        ),
+        ({"cardinality": "[]"}, same, r"'\[\]' is not valid"),
+        ({"cardinality": "[1.5]"}, same, "a JSON array of integers above 0"),
+        ({"num_dynamic_feat": "-1"}, same, "num_dynamic_feat must be auto, ignore or a whole number"),
+        ({"test_quantiles": "[null]"}, same, "test_quantiles must be a JSON array of numbers between 0 and 1"),
+        ({"test_quantiles": "[]"}, same, "test_quantiles"),
+        ({"learning_rate": "1e300"}, same, "learning_rate must be a number above 0 and at most 1"),
+        ({"dropout_rate": "1"}, same, "dropout_rate must be a number from 0 to below 1"),
+        ({"early_stopping_patience": "0"}, same, "an integer of at least 1, or empty"),
+        ({"num_eval_samples": "0"}, same, "num_eval_samples must be an integer of at least 1"),
+        ({"embedding_dimension": "0"}, same, "embedding_dimension must be an integer of at least 1"),
+        ({"seed": 2**70}, same, "seed must be an integer from 0 to 4294967295"),
+        ({}, lambda _, s: Series(START, s.target * np.nan), "holds 0 observations; at least 300"),
         ({}, lambda _, s: Series(START, s.target[:20]), "holds 240 observations; at least 300"),
         ({"likelihood": "beta"}, same, "expected a value from 0 to 1"),
         ({"likelihood": "negative-binomial"}, lambda _, s: Series(START, -s.target), "expected a value of 0 or more"),
@@ -190,10 +212,100 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path) -> None:
 
 
 def test_series_of_zeros_alone_are_trained_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
     given = channels(tmp_path, lambda _, s: Series(START, np.zeros_like(s.target)))
     with caplog.at_level(logging.WARNING, "penstock.train"):
-        train("deepar", given, VALUES, tmp_path / "out")
+        model = train("deepar", given, VALUES, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(), parse_constant=refuse)
+    metrics = json.loads((model / "model.json").read_text(), parse_constant=refuse)["metrics"]
+
     assert "consist of only zeros" in caplog.text
+    assert report["mean_wQuantileLoss"] is None  # relative to a sum of zeros
+    assert metrics["test:RMSE"] == report["RMSE"] < 0.1
+
+
+def test_records_of_the_guides_longer_features_and_gluonts_names_train_alike(tmp_path: Path) -> None:
+    """Features as long as the target, or longer by prediction_length; contract, sections 2.1 and 9."""
+    random = np.random.default_rng(3)
+    features = [random.normal(size=(1, 86)) for _ in range(12)]
+    forms = {
+        "equal": waves(edit=lambda n, s: Series(START, s.target, (n % 2,), features[n][:, :80])),
+        "longer": waves(edit=lambda n, s: Series(START, s.target, (n % 2,), features[n])),
+    }
+    given = {name: channel(tmp_path / name, series) for name, series in forms.items()}
+    text = (given["equal"] / "a.json").read_text()
+    given["gluonts"] = channel(tmp_path / "gluonts", [])
+    text = text.replace('"cat"', '"feat_static_cat"').replace('"dynamic_feat"', '"feat_dynamic_real"')
+    (given["gluonts"] / "a.json").write_text(text)
+
+    first, *others = [
+        load(train("deepar", {"train": each}, VALUES, tmp_path / f"out-{name}") / "model.pt")
+        for name, each in given.items()
+    ]
+    for other in others:
+        assert all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+def test_auto_says_that_fields_were_found_and_a_single_category_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = channels(tmp_path, lambda _, s: Series(START, s.target, (0, 4), np.zeros((2, len(s.target)))))
+    with caplog.at_level(logging.INFO, "penstock.train"):
+        model = train("deepar", given, VALUES, tmp_path / "out")
+    sizes = json.loads((model / "model.json").read_text())["sizes"]
+
+    for line in (
+        "[cardinality=auto] `cat` field was found in the file `train` and will be used for training.",
+        "[num_dynamic_feat=auto] `dynamic_feat` field was found in the file `train` and will be used for training.",
+        "4 of the 5 categories of cat[1] do not occur in channel 'train'",
+    ):
+        assert line in caplog.text
+    assert sizes["cardinalities"] == [1, 5]
+    assert "of cat[0]" not in caplog.text
+
+
+@pytest.mark.parametrize("off", ["ignore", ""])
+def test_fields_that_are_ignored_may_be_in_some_records_only(tmp_path: Path, off: str) -> None:
+    given = channels(tmp_path, lambda n, s: Series(START, s.target, (n,), np.ones((n, len(s.target)))) if n else s)
+    plain = train("deepar", channels(tmp_path / "plain"), VALUES, tmp_path / "out-plain")
+    model = train("deepar", given, VALUES | {"cardinality": off, "num_dynamic_feat": off}, tmp_path / "out")
+
+    states = [load(each / "model.pt") for each in (plain, model)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (lambda _, s: Series(START, s.target, (0,)), "'test': `cat` and `dynamic_feat` must be as in channel 'train'"),
+        (lambda _, s: Series(START, -s.target), "'test', series 0: 'target'"),
+        (lambda _, s: Series(START, np.append(s.target, [np.nan] * 6)), "no target is known in the last 6 steps"),
+    ],
+)
+def test_a_test_channel_that_does_not_fit_is_told_before_training(tmp_path: Path, edit: Edit, text: str) -> None:
+    given = {"train": channel(tmp_path / "train", waves()), "test": channel(tmp_path / "test", waves(edit=edit))}
+    with pytest.raises(ClientError, match=text):
+        train("deepar", given, VALUES | {"likelihood": "negative-binomial"}, tmp_path / "out")
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_a_test_category_that_training_never_saw_is_told(tmp_path: Path) -> None:
+    def of(category: int) -> list[Series]:
+        return waves(edit=lambda _, s: Series(START, s.target, (category,)))
+
+    given = {"train": channel(tmp_path / "train", of(0)), "test": channel(tmp_path / "test", of(3))}
+    with pytest.raises(ClientError, match=r"'test', series 0: cat\[0\] is 3; the cardinality there is 1"):
+        train("deepar", given, VALUES, tmp_path / "out")
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 6])
+def test_a_last_series_as_short_as_a_forecast_or_shorter_is_scored_too(tmp_path: Path, length: int) -> None:
+    """And one without anything but its start."""
+    given = channels(tmp_path, lambda n, s: Series(START, s.target[:length] if n == 11 else s.target))
+    train("deepar", given, VALUES, tmp_path / "out")
+    assert math.isfinite(json.loads((tmp_path / "out" / "evaluation.json").read_text())["RMSE"])
 
 
 def test_short_series_are_scored_and_left_out_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -215,6 +215,10 @@ class Fields:
             num_dynamic = _num_dynamic(wanted, rows, name)
         return cls(cardinalities, num_dynamic)
 
+    def packed(self, series: list[Series], reach: int) -> SeriesSet:
+        """With zeros for `reach` steps before each."""
+        return SeriesSet.of(series, reach, use_cat=bool(self.cardinalities), num_dynamic=self.num_dynamic)
+
 
 def check_target(series: list[Series], likelihood: str, name: str) -> None:
     """Raises:
@@ -248,17 +252,23 @@ def check_enough(series: list[Series], prediction: int) -> None:
 
 def announce(series: list[Series], name: str) -> None:
     """The data set's figures, as the original's log has them."""
-    values = np.concatenate([each.target for each in series])
-    known = values[~np.isnan(values)]
-    kind = "Integer" if len(known) and (known == np.round(known)).all() else "Real"
-    log.info("%s time series (channel '%s')", kind, name)
+    # one after the other: all at once would take several times the memory of the series themselves
+    count, total, total_abs, low, high, whole = 0, 0.0, 0.0, math.inf, -math.inf, True
+    for each in series:
+        known = each.target[~np.isnan(each.target)]
+        if len(known):
+            count, total, total_abs = count + len(known), total + known.sum(), total_abs + np.abs(known).sum()
+            low, high = min(low, known.min()), max(high, known.max())
+            whole = whole and bool((known == np.round(known)).all())
+    length = sum(len(each.target) for each in series)
+    log.info("%s time series (channel '%s')", "Integer" if count and whole else "Real", name)
     log.info("number of time series: %d", len(series))
-    log.info("number of observations: %d", len(known))
-    log.info("mean target length: %s", np.mean([len(each.target) for each in series]))
-    if len(known):
-        log.info("min/mean/max target: %s/%s/%s", known.min(), known.mean(), known.max())
-        log.info("mean abs(target): %s", np.abs(known).mean())
-    log.info("contains missing values: %s", "yes" if len(known) < len(values) else "no")
+    log.info("number of observations: %d", count)
+    log.info("mean target length: %s", length / len(series))
+    if count:
+        log.info("min/mean/max target: %s/%s/%s", low, total / count, high)
+        log.info("mean abs(target): %s", total_abs / count)
+    log.info("contains missing values: %s", "yes" if count < length else "no")
 
 
 def _alike(counts: list[int | None], field: str, name: str) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scores", "quantiles_of", "scores"]
+__all__ = ["Scores", "quantiles_of", "scores", "scores_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,18 @@ def quantiles_of(samples_NSP: NDArray[np.float32], quantiles: tuple[float, ...])
 
 
 def scores(samples_NSP: NDArray[np.float32], target_NP: NDArray[np.float64], quantiles: tuple[float, ...]) -> Scores:
-    """Of paths beside what came true; targets that are NaN do not count.
+    """Of paths beside what came true; see `scores_of`."""
+    mean_NP = samples_NSP.mean(axis=1, dtype=np.float64)
+    return scores_of(mean_NP, quantiles_of(samples_NSP, (*quantiles, 0.1, 0.9)), target_NP, quantiles)
+
+
+def scores_of(
+    mean_NP: NDArray[np.float64],
+    every_QNP: NDArray[np.float32],
+    target_NP: NDArray[np.float64],
+    quantiles: tuple[float, ...],
+) -> Scores:
+    """Of forecasts' means and quantiles, after which come those at 0.1 and 0.9; targets that are NaN do not count.
 
     Raises:
         ValueError: no target is known.
@@ -44,14 +55,13 @@ def scores(samples_NSP: NDArray[np.float32], target_NP: NDArray[np.float64], qua
     if not known_NP.any():
         raise ValueError("no target is known")
     target = target_NP[known_NP]
-    error = samples_NSP.mean(axis=1, dtype=np.float64)[known_NP] - target
-    every = quantiles_of(samples_NSP, (*quantiles, 0.1, 0.9))
+    error = mean_NP[known_NP] - target
     sums = {}
-    for tau, forecast_NP in zip(quantiles, every, strict=False):
+    for tau, forecast_NP in zip(quantiles, every_QNP, strict=False):
         short = target - forecast_NP[known_NP]
         sums[tau] = float(2 * np.maximum(tau * short, (tau - 1) * short).sum())
     whole = float(np.abs(target).sum())
-    inside = (target >= every[-2][known_NP]) & (target <= every[-1][known_NP])
+    inside = (target >= every_QNP[-2][known_NP]) & (target <= every_QNP[-1][known_NP])
     return Scores(
         rmse=float(np.sqrt(np.mean(error**2))),
         weighted_quantile_loss={tau: total / whole if whole else float("nan") for tau, total in sums.items()},

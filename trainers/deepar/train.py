@@ -26,7 +26,7 @@ from formats.timeseries import Series
 from trainers import loop
 from trainers.deepar import data
 from trainers.deepar.data import Fields, SeriesSet, Windows
-from trainers.deepar.evaluation import Scores, scores
+from trainers.deepar.evaluation import Scores, quantiles_of, scores, scores_of
 from trainers.deepar.hyperparameters import Hyperparameters
 from trainers.deepar.model import Network, Sampler, Sizes
 from trainers.distributed import World, joined
@@ -44,6 +44,7 @@ _BATCHES_PER_LINE = 5
 _FASTER = 5.0
 _MODERATE_RATE = 0.005
 _ROWS_AT_ONCE = 20_000
+_STEPS_AT_ONCE = 2**20
 _NORMAL = NormalDist()
 _CALIBRATIONS = 3
 _FIRST_WINDOWS, _FIRST_STEPS, _FEWEST_FIRST = 1000, 100_000, 10
@@ -70,9 +71,11 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
     began = time.perf_counter()
     log.info("Final configuration: %s", json.dumps(plain_values(wanted)))
     series, fields = _read_training(job, wanted)
-    test = _read_test(job, wanted, fields) if "test" in job.channels else None
-    sizes = _sizes(wanted, fields)
-    learner = Learner(wanted, sizes, series, fields, world)
+    sizes, identity = _sizes(wanted, fields), _identity(wanted, series)
+    packed = fields.packed(series, sizes.history)
+    del series  # twice as large
+    test = _read_test(job, wanted, fields, sizes) if "test" in job.channels else None
+    learner = Learner(wanted, sizes, packed, world)
     patience = wanted.early_stopping_patience
     plan = loop.Plan(
         name="deepar",
@@ -80,7 +83,7 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         num_samples=learner.windows_per_epoch,
         checkpoint_frequency=None,
         early_stopping=EarlyStopping(min_epochs=1, patience=patience, tolerance=0.0) if patience else None,
-        identity=_identity(wanted, series),
+        identity=identity,
         objective=_OBJECTIVE,
         lines=LossLog,
     )
@@ -95,7 +98,7 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         learner.calibrate()
         best.state["spread"] = learner.network.spread.detach().cpu().clone()
     if best.finished and test is not None and world.is_first:
-        measured = evaluate(learner.network, Frequency.parse(wanted.time_freq), test, fields, wanted)
+        measured = evaluate(learner.network, Frequency.parse(wanted.time_freq), test, wanted)
         best.metrics.update(_tell_scores(measured))
         write_json(job.output / "evaluation.json", _report(measured))
     if world.is_first:
@@ -115,7 +118,7 @@ def _read_training(job: Job, wanted: Hyperparameters) -> tuple[list[Series], Fie
     return series, fields
 
 
-def _read_test(job: Job, wanted: Hyperparameters, fields: Fields) -> list[Series]:
+def _read_test(job: Job, wanted: Hyperparameters, fields: Fields, sizes: Sizes) -> Withheld:
     series = data.read_channel(job, "test")
     data.announce(series, "test")
     found = Fields.of(series, wanted, "test")
@@ -129,7 +132,7 @@ def _read_test(job: Job, wanted: Hyperparameters, fields: Fields) -> list[Series
             "Channel 'test' cannot be scored: no target is known in the last "
             f"{wanted.prediction_length} steps of any series."
         )
-    return series
+    return Withheld.of(series, fields.packed(series, sizes.history), wanted.prediction_length)
 
 
 def _sizes(wanted: Hyperparameters, fields: Fields) -> Sizes:
@@ -198,14 +201,10 @@ class LossLog(EpochLog):
 class Learner:
     """Network, optimizer and data of one run; see `loop.Learner`."""
 
-    def __init__(
-        self, wanted: Hyperparameters, sizes: Sizes, series: list[Series], fields: Fields, world: World
-    ) -> None:
+    def __init__(self, wanted: Hyperparameters, sizes: Sizes, series: SeriesSet, world: World) -> None:
         self._wanted, self._sizes, self._world, self._device = wanted, sizes, world, world.device
         self._frequency = Frequency.parse(wanted.time_freq)
-        self.series = SeriesSet.of(
-            series, sizes.history, use_cat=bool(fields.cardinalities), num_dynamic=fields.num_dynamic
-        )
+        self.series = series
         torch.manual_seed(wanted.seed)
         lengths, prediction = self.series.lengths, wanted.prediction_length
         withheld = data.tails(lengths, wanted.context_length, prediction)
@@ -365,21 +364,32 @@ def _default_scales(series: SeriesSet, lengths: NDArray[np.int64]) -> tuple[floa
         series: of which so many steps count:
         lengths: (N,), at most those of the series.
     """
-    edges = np.zeros(len(series.target) + 1, np.int8)
-    np.add.at(edges, series.offsets, 1)
-    np.add.at(edges, series.offsets + lengths, -1)
-    seen = series.observed & (np.cumsum(edges[:-1], dtype=np.int8) > 0)
-    pair = np.append(seen[1:] & seen[:-1], False)
-    held = series.lengths > 0  # the sums below are of steps from one series' first to the next one's
-    value = np.where(seen, np.abs(series.target), 0.0)
-    step = np.where(pair, np.abs(np.diff(series.target, append=0.0)), 0.0)
-    total, count, steps, pairs = (
-        np.add.reduceat(each, series.offsets[held], dtype=np.float64) for each in (value, seen, step, pair)
-    )
+    first = np.flatnonzero(np.diff(series.offsets // _STEPS_AT_ONCE, prepend=-1))
+    parts = np.split(np.arange(len(series)), first[1:])
+    total, count, steps, pairs = np.concatenate([_sums(series, lengths, part) for part in parts], axis=1)
     scale = float(total.sum() / max(count.sum(), 1))
     usable = (total > 0) & (pairs > 0)
     relative = steps[usable] / pairs[usable] / (total[usable] / count[usable])
     return scale or 1.0, float(relative.mean()) if len(relative) else 1.0
+
+
+def _sums(series: SeriesSet, lengths: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(4, N) of consecutive series: absolute values, known values, steps between known neighbours, their number."""
+    first, last = series.offsets[part[0]], series.offsets[part[-1]] + series.lengths[part[-1]]
+    offsets, target = series.offsets[part] - first, series.target[first:last]
+    edges = np.zeros(len(target) + 1, np.int8)
+    np.add.at(edges, offsets, 1)
+    np.add.at(edges, offsets + lengths[part], -1)
+    seen = series.observed[first:last] & (np.cumsum(edges[:-1], dtype=np.int8) > 0)
+    pair = np.append(seen[1:] & seen[:-1], False)[: len(target)]
+    value = np.where(seen, np.abs(target), 0.0)
+    step = np.where(pair, np.abs(np.diff(target, append=0.0)), 0.0)
+    found = np.zeros((4, len(part)))
+    held = series.lengths[part] > 0
+    if held.any():  # sums are of all from one series' first step to the next one's
+        for row, each in zip(found, (value, seen, step, pair), strict=True):
+            row[held] = np.add.reduceat(each, offsets[held], dtype=np.float64)
+    return found
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------
@@ -391,11 +401,19 @@ def forecast(
     numbers: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Paths from step `begins[i]` of series `numbers[i]`, by default i, from what is known before it: (N, S, P)."""
+    return np.concatenate(list(_forecasts(network, frequency, series, begins, num_samples, seed, numbers)))
+
+
+@torch.inference_mode()
+def _forecasts(
+    network: Network, frequency: Frequency, series: SeriesSet, begins: NDArray[np.int64], num_samples: int, seed: int,
+    numbers: NDArray[np.int64] | None = None,
+) -> Iterator[NDArray[np.float32]]:  # fmt: skip
+    """Those of `forecast` in parts of the first axis, for all paths of a large set are many times its size."""
     sizes, device = network.sizes, network.default_scale.device
     sampler = Sampler(network).eval().to(device)
     random = np.random.default_rng(seed)
     size = max(1, _ROWS_AT_ONCE // num_samples)
-    found = []
     for some, begin in data.batches(np.arange(len(series)) if numbers is None else numbers, begins, size):
         windows = data.cut(
             series, frequency, some, begin, longest_lag=sizes.lags[-1], context=sizes.context_length,
@@ -407,8 +425,7 @@ def forecast(
         known = torch.zeros_like(target)
         known[:, sizes.lags[-1] :] = observed
         given = (each[:, : sizes.history] for each in (target, known))
-        found.append(sampler(*given, features, noise, *category).cpu().numpy())
-    return np.concatenate(found)
+        yield sampler(*given, features, noise, *category).cpu().numpy()
 
 
 def calibrate(network: Network, frequency: Frequency, series: SeriesSet, tails: Tails, seed: int) -> None:
@@ -431,21 +448,37 @@ def calibrate(network: Network, frequency: Frequency, series: SeriesSet, tails: 
     network.spread.fill_(spread)
 
 
-def evaluate(
-    network: Network, frequency: Frequency, test: list[Series], fields: Fields, wanted: Hyperparameters
-) -> Scores:
+class Withheld(NamedTuple):
+    """Series whose last steps are forecast and scored."""
+
+    series: SeriesSet
+    begins: NDArray[np.int64]
+    """(N,) of the forecasts."""
+    target: NDArray[np.float64]
+    """(N, P), what came true; NaN where it is not known."""
+
+    @classmethod
+    def of(cls, series: list[Series], packed: SeriesSet, prediction: int) -> Withheld:
+        """Args:
+        series: as they were read.
+        packed: the same.
+        prediction: steps.
+        """
+        begins = np.maximum(packed.lengths - prediction, 0)
+        target = np.full((len(series), prediction), np.nan)
+        for row, each, begin in zip(target, series, begins.tolist(), strict=True):
+            row[: len(each.target) - begin] = each.target[begin:]
+        return cls(packed, begins, target)
+
+
+def evaluate(network: Network, frequency: Frequency, test: Withheld, wanted: Hyperparameters) -> Scores:
     """Forecasts of the last steps of each test series, which are withheld, beside what they are."""
-    prediction = wanted.prediction_length
     network.eval()
-    series = SeriesSet.of(
-        test, network.sizes.history, use_cat=bool(fields.cardinalities), num_dynamic=fields.num_dynamic
-    )
-    begins = np.maximum(series.lengths - prediction, 0)
-    target = np.full((len(test), prediction), np.nan)
-    for row, each, begin in zip(target, test, begins.tolist(), strict=True):
-        row[: len(each.target) - begin] = each.target[begin:]
-    samples = forecast(network, frequency, series, begins, wanted.num_eval_samples, wanted.seed)
-    return scores(samples, target, wanted.test_quantiles)
+    means, quantiles = [], []
+    for samples in _forecasts(network, frequency, test.series, test.begins, wanted.num_eval_samples, wanted.seed):
+        means.append(samples.mean(axis=1, dtype=np.float64))
+        quantiles.append(quantiles_of(samples, (*wanted.test_quantiles, 0.1, 0.9)))
+    return scores_of(np.concatenate(means), np.concatenate(quantiles, axis=1), test.target, wanted.test_quantiles)
 
 
 def _tell_scores(measured: Scores) -> dict[str, float]:

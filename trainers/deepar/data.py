@@ -60,7 +60,7 @@ class SeriesSet:
     """(N,) seconds."""
     lengths: NDArray[np.int64]
     offsets: NDArray[np.int64]
-    """(N,) where each series begins in `target`; before it stand zeros, as many as windows reach back."""
+    """(N,) where each series begins in `target`; what is at 0 belongs to none."""
     target: NDArray[np.float32]
     """Gaps filled with what was last known, or zeros; see `filled`."""
     observed: NDArray[np.bool_]
@@ -73,18 +73,18 @@ class SeriesSet:
         return len(self.lengths)
 
     @classmethod
-    def of(cls, series: list[Series], reach: int, *, use_cat: bool, num_dynamic: int) -> SeriesSet:
+    def of(cls, series: list[Series], reach: int = 1, *, use_cat: bool, num_dynamic: int) -> SeriesSet:
         """Of series that are alike in what they hold.
 
         Args:
             series: at least one.
-            reach: zeros before each.
+            reach: zeros before the first, at least 1.
             use_cat: whether `cat` is taken.
             num_dynamic: rows of `dynamic_feat` to take.
         """
         lengths = np.array([len(each.target) for each in series])
-        offsets = np.cumsum(lengths + reach) - lengths
-        size = int((lengths + reach).sum())
+        offsets = np.cumsum(lengths) - lengths + reach
+        size = int(lengths.sum()) + reach
         target, observed = np.zeros(size, np.float32), np.zeros(size, bool)
         dynamic = np.zeros((num_dynamic, size), np.float32)
         for each, at, length in zip(series, offsets.tolist(), lengths.tolist(), strict=True):
@@ -115,17 +115,16 @@ def cut(
     longest_lag: int, context: int, prediction: int,
 ) -> Windows:  # fmt: skip
     """Windows whose forecasts begin at step `begins` of the series `numbers`."""
-    at = (series.offsets[numbers] + begins)[:, None]
-    steps = np.arange(-context, prediction)
-    # a forecast may reach beyond the last series; what is there counts as not observed
-    places = np.minimum(at + np.arange(-context - longest_lag, prediction), len(series.target) - 1)
-    spans = places[:, longest_lag:]
-    within = begins[:, None] + steps
-    observed = series.observed[spans] & (within >= 0) & (within < series.lengths[numbers][:, None])
+    steps = begins[:, None] + np.arange(-context - longest_lag, prediction)
+    # before a series and behind it there is nothing, as at place 0
+    inside = (steps >= 0) & (steps < series.lengths[numbers][:, None])
+    places = np.where(inside, series.offsets[numbers][:, None] + steps, 0)
+    spans, within = places[:, longest_lag:], steps[:, longest_lag:]
     features = frequency.features(series.starts[numbers], within)
     if len(series.dynamic):
         features = np.concatenate([features, np.moveaxis(series.dynamic[:, spans], 0, 2)], axis=2)
-    return Windows(series.target[places], observed.astype(np.float32), features, series.category[numbers])
+    observed = series.observed[spans].astype(np.float32)
+    return Windows(series.target[places], observed, features, series.category[numbers])
 
 
 def visits(
@@ -215,9 +214,9 @@ class Fields:
             num_dynamic = _num_dynamic(wanted, rows, name)
         return cls(cardinalities, num_dynamic)
 
-    def packed(self, series: list[Series], reach: int) -> SeriesSet:
-        """With zeros for `reach` steps before each."""
-        return SeriesSet.of(series, reach, use_cat=bool(self.cardinalities), num_dynamic=self.num_dynamic)
+    def packed(self, series: list[Series]) -> SeriesSet:
+        """With the fields that are used."""
+        return SeriesSet.of(series, use_cat=bool(self.cardinalities), num_dynamic=self.num_dynamic)
 
 
 def check_target(series: list[Series], likelihood: str, name: str) -> None:

@@ -71,10 +71,10 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
     began = time.perf_counter()
     log.info("Final configuration: %s", json.dumps(plain_values(wanted)))
     series, fields = _read_training(job, wanted)
-    sizes, identity = _sizes(wanted, fields), _identity(wanted, series)
-    packed = fields.packed(series, sizes.history)
+    identity, packed = _identity(wanted, series), fields.packed(series)
     del series  # twice as large
-    test = _read_test(job, wanted, fields, sizes) if "test" in job.channels else None
+    test = _read_test(job, wanted, fields) if "test" in job.channels else None
+    sizes = _sizes(wanted, fields)
     learner = Learner(wanted, sizes, packed, world)
     patience = wanted.early_stopping_patience
     plan = loop.Plan(
@@ -118,7 +118,7 @@ def _read_training(job: Job, wanted: Hyperparameters) -> tuple[list[Series], Fie
     return series, fields
 
 
-def _read_test(job: Job, wanted: Hyperparameters, fields: Fields, sizes: Sizes) -> Withheld:
+def _read_test(job: Job, wanted: Hyperparameters, fields: Fields) -> Withheld:
     series = data.read_channel(job, "test")
     data.announce(series, "test")
     found = Fields.of(series, wanted, "test")
@@ -132,7 +132,7 @@ def _read_test(job: Job, wanted: Hyperparameters, fields: Fields, sizes: Sizes) 
             "Channel 'test' cannot be scored: no target is known in the last "
             f"{wanted.prediction_length} steps of any series."
         )
-    return Withheld.of(series, fields.packed(series, sizes.history), wanted.prediction_length)
+    return Withheld.of(series, fields.packed(series), wanted.prediction_length)
 
 
 def _sizes(wanted: Hyperparameters, fields: Fields) -> Sizes:
@@ -382,10 +382,11 @@ def _sums(series: SeriesSet, lengths: NDArray[np.int64], part: NDArray[np.int64]
     np.add.at(edges, offsets + lengths[part], -1)
     seen = series.observed[first:last] & (np.cumsum(edges[:-1], dtype=np.int8) > 0)
     pair = np.append(seen[1:] & seen[:-1], False)[: len(target)]
+    held = series.lengths[part] > 0
+    pair[(offsets + series.lengths[part])[held] - 1] = False
     value = np.where(seen, np.abs(target), 0.0)
     step = np.where(pair, np.abs(np.diff(target, append=0.0)), 0.0)
     found = np.zeros((4, len(part)))
-    held = series.lengths[part] > 0
     if held.any():  # sums are of all from one series' first step to the next one's
         for row, each in zip(found, (value, seen, step, pair), strict=True):
             row[held] = np.add.reduceat(each, offsets[held], dtype=np.float64)

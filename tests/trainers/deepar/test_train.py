@@ -324,7 +324,7 @@ def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
 def test_windows_are_cut_where_they_should_be() -> None:
     wanted = parse(Hyperparameters, VALUES)
     series = [Series(START, np.arange(1.0, 11)), Series(START, np.array([5.0, np.nan, 7]))]
-    made = SeriesSet.of(series, 6, use_cat=False, num_dynamic=0)
+    made = SeriesSet.of(series, use_cat=False, num_dynamic=0)
     found = cut(made, Frequency.parse("H"), np.array([0, 1]), np.array([8, 1]), longest_lag=3, context=3, prediction=2)
 
     assert found.target[0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
@@ -377,7 +377,7 @@ def test_calibration_finds_the_deviation_that_is_in_the_data() -> None:
         network.direct.bias.copy_(torch.tensor([1.0, math.log(math.expm1(0.05))]))
     random = np.random.default_rng(0)
     made = [Series(START, 1 + 0.1 * random.normal(size=60)) for _ in range(100)]
-    series = SeriesSet.of(made, network.sizes.history, use_cat=False, num_dynamic=0)
+    series = SeriesSet.of(made, use_cat=False, num_dynamic=0)
     windows = Tails.of(series.lengths, tails(series.lengths, 12, 6), 6)
 
     calibrate(network.eval(), frequency, series, windows, 0)

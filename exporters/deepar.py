@@ -114,7 +114,7 @@ def load_sampler(checkpoint: Path, description: dict[str, Any]) -> Sampler:
     sizes = dict(description["sizes"])
     network = Network(Sizes(**sizes | {name: tuple(sizes[name]) for name in ("lags", "cardinalities")}))
     try:
-        network.load_state_dict(network.former_state() | load(checkpoint / MODEL_WEIGHTS))
+        network.load_state_dict(load(checkpoint / MODEL_WEIGHTS))
     except RuntimeError as error:
         raise ClientError(f"{checkpoint / MODEL_WEIGHTS} does not fit {sizes}: {error}") from error
     sampler = Sampler(network).eval()

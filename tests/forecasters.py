@@ -27,7 +27,7 @@ def write_checkpoint(directory: Path, *, num_dynamic: int = 0, **changed: Any) -
     sizes = Sizes(**given | changed)
     torch.manual_seed(0)
     network = Network(sizes, default_scale=3.0)
-    torch.nn.init.normal_(network.direct.weight, std=0.05)
+    torch.nn.init.normal_(network.direct, std=0.05)
     directory.mkdir(parents=True)
     save(directory / "model.pt", network.state_dict())
     description = {

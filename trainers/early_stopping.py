@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["EarlyStopping"]
+__all__ = ["EarlyStopping", "StoppingSettings", "early_stopping"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,3 +34,27 @@ class EarlyStopping:
         if self.best <= 0:  # the ratio has no meaning yet
             return value > self.best
         return (value - self.best) / self.best >= self.tolerance
+
+
+class StoppingSettings(Protocol):
+    """What an algorithm's hyperparameters hold, where it names them as the original's vision algorithms do."""
+
+    @property
+    def early_stopping(self) -> bool: ...
+    @property
+    def early_stopping_min_epochs(self) -> int: ...
+    @property
+    def early_stopping_patience(self) -> int: ...
+    @property
+    def early_stopping_tolerance(self) -> float: ...
+
+
+def early_stopping(wanted: StoppingSettings) -> EarlyStopping | None:
+    """As the hyperparameters of that name say."""
+    if not wanted.early_stopping:
+        return None
+    return EarlyStopping(
+        min_epochs=wanted.early_stopping_min_epochs,
+        patience=wanted.early_stopping_patience,
+        tolerance=wanted.early_stopping_tolerance,
+    )

@@ -104,20 +104,3 @@ def test_weights_of_another_network_are_refused(checkpoints: dict[str, Path], tm
 
     with pytest.raises(ClientError, match="does not fit"):
         export(tmp_path, tmp_path / "bundle")
-
-
-def test_models_without_the_later_parameters_forecast_as_they_did(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    description = json.loads((checkpoints["gaussian"] / "model.json").read_text())
-    state = load(checkpoints["gaussian"] / "model.pt")
-    neutral = load_sampler(checkpoints["gaussian"], description).network.former_state()
-    random = torch.Generator().manual_seed(0)
-    given = [torch.rand(2, 40, generator=random) + 1, torch.ones(2, 40), torch.rand(2, 10, 5, generator=random)]
-    noise = torch.rand(2, 6, 4, 2, generator=random)
-    found = []
-    for number, stored in enumerate((state | neutral, {key: state[key] for key in state if key not in neutral}, state)):
-        (tmp_path / str(number)).mkdir()
-        save(tmp_path / str(number) / "model.pt", stored)
-        found.append(load_sampler(tmp_path / str(number), description)(*given, noise))
-
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])

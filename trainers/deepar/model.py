@@ -27,6 +27,7 @@ _LINEAR_MEAN = ("gaussian", "student-T", "deterministic-L1")
 _RIDGE, _RIDGE_PER_STEP = 1e-2, 1e-7
 _SMALLEST_DEVIATION = 1e-4
 _SMALLEST_STEP = 1e-3
+_LOG_UNIT = math.log(8.0)
 _STILLEST = 0.1
 """Of the data's mean step."""
 _NORMAL_DEVIATION = math.sqrt(math.pi / 2)
@@ -61,8 +62,9 @@ class Network(nn.Module):
         default_scale: () float32, of series without an observation other than 0 in their context.
         default_step: () float32, of contexts without two neighbouring observations: their mean step, scaled.
         spread: () float32, what forecasts' deviations are multiplied by when paths are drawn; see `train.calibrate`.
-        in_steps: (parameters,) float32, 1 where what the layers add to the direct forecast is in units of the
-            context's mean step: Adam's steps are all of one size, too large for a currency where fit for a tide.
+        centred: (parameters,) float32, 1 for a mean that is told from the last value, and by the layers in units of a
+            few of the context's mean steps. Adam's own steps are all of one size; a currency's are not a tide's.
+        constant: (parameters,) float32, of the line that training begins with.
     """
 
     def __init__(self, sizes: Sizes, default_scale: float = 1.0, default_step: float = 1.0) -> None:
@@ -81,21 +83,14 @@ class Network(nn.Module):
         self.weight_hh = nn.ParameterList(torch.empty(4 * cells, cells).uniform_(-bound, bound) for _ in inputs)
         self.bias = nn.ParameterList(_bias(cells, bound) for _ in inputs)
         self.head = nn.Linear(cells, self.likelihood.num_parameters)
-        self.direct = nn.Linear(len(sizes.lags), self.likelihood.num_parameters)
-        """From lagged targets past all layers; not in the paper: a season is learned in a few steps by it."""
-        nn.init.zeros_(self.direct.weight)
-        nn.init.zeros_(self.direct.bias)
+        self.direct = nn.Parameter(torch.zeros(self.likelihood.num_parameters, len(sizes.lags)))
+        """From lagged targets past all layers, see `line`; not in the paper: a season is soon learned by it."""
+        self.constant = nn.Buffer(torch.zeros(self.likelihood.num_parameters))
         self.restless = nn.Parameter(torch.zeros(self.likelihood.num_parameters))
         """How a forecast follows the logarithm of `restlessness_of`; not in the paper: currencies have calm years."""
-        in_steps = torch.zeros(self.likelihood.num_parameters)
-        in_steps[0] = float(self.likelihood.kind in _LINEAR_MEAN)
-        self.in_steps = nn.Buffer(in_steps)
-
-    def former_state(self) -> dict[str, Tensor]:
-        """What the states of earlier models lack, such that they forecast as they did."""
-        parts = {name: torch.zeros_like(getattr(self, name)) for name in ("restless", "in_steps")}
-        ones = {name: torch.ones(()) for name in ("spread", "default_step")}
-        return parts | ones | {"direct.bias": torch.zeros_like(self.direct.bias)}
+        centred = torch.zeros(self.likelihood.num_parameters)
+        centred[0] = float(self.likelihood.kind in _LINEAR_MEAN)
+        self.centred = nn.Buffer(centred)
 
     @torch.no_grad()
     def begin_linearly(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -119,8 +114,8 @@ class Network(nn.Module):
             count += len(wanted_R)
         ridge = _RIDGE + _RIDGE_PER_STEP * count
         line = torch.linalg.solve(gram + ridge * torch.eye(width, dtype=torch.float64), moments)
-        self.direct.weight[0], self.direct.bias[0] = line[:-1], line[-1]
-        self.head.bias[0] = 0.0
+        self.direct[0, 1:], self.direct[0, 0] = line[1:-1], 1 - line[:-1].sum()
+        self.constant[0], self.head.bias[0] = line[-1] - self.direct[0, 0], 0.0
         if self.likelihood.num_parameters > 1 and count:
             self._begin_deviations(line, rows)
 
@@ -152,7 +147,19 @@ class Network(nn.Module):
         deviation = _NORMAL_DEVIATION * math.exp(float(y.mean()))
         slope *= deviation / -math.expm1(-deviation)  # as softplus has it
         self.restless[1], self.head.bias[1] = slope, 0.0
-        self.direct.bias[1] = math.log(math.expm1(deviation)) - slope * float(x.mean())
+        self.constant[1] = math.log(math.expm1(deviation)) - slope * float(x.mean())
+
+    def line(self) -> tuple[Tensor, Tensor]:
+        """(parameters, L) and (parameters,): what lagged targets are multiplied by, and what is added.
+
+        Learned are the weights of how far the lags lie from the last value, and, in the place of lag 1, the scale.
+        """
+        last_K = self.centred - self.direct.sum(dim=1)
+        return torch.cat([last_K[:, None], self.direct[:, 1:]], dim=1), self.constant + self.direct[:, 0]
+
+    def units_of(self, restless_N1: Tensor) -> Tensor:
+        """(N, parameters): what the layers' part of a forecast is multiplied by."""
+        return torch.exp((restless_N1 + _LOG_UNIT) * self.centred)
 
     def _lagged(self, target_NT: Tensor, observed_NT: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C + P, L) scaled targets of earlier steps, and (N, longest lag + C + P) all scaled targets."""
@@ -209,9 +216,9 @@ class Network(nn.Module):
         for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
             output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
         restless_N1 = self.restlessness_of(scaled_NT[:, longest : longest + context], observed_NT[:, :context])
-        always_NK, units_NK = restless_N1 * self.restless, torch.exp(restless_N1 * self.in_steps)
-        layers_NTK = self.head(output_TNH).transpose(0, 1) * units_NK[:, None]
-        raw = (layers_NTK + self.direct(lagged_NTL) + always_NK[:, None]).unbind(dim=2)
+        layers_NTK = self.head(output_TNH).transpose(0, 1) * self.units_of(restless_N1)[:, None]
+        always_NK = restless_N1 * self.restless
+        raw = (layers_NTK + functional.linear(lagged_NTL, *self.line()) + always_NK[:, None]).unbind(dim=2)
         fit = self.likelihood.parameters_of(list(raw))
         losses_NT = self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
         return losses_NT, self.likelihood.fixed_loss(scale_N1)
@@ -294,9 +301,10 @@ class Sampler(nn.Module):
         network, sizes = self.network, self.network.sizes
         num_lags, length, num_gates = len(sizes.lags), sizes.prediction_length, 4 * sizes.num_cells
         # what inputs add to the first layer's gates and, below, to the forecast directly
-        direct_KI = functional.pad(network.direct.weight, [0, network.weight_ih[0].shape[1] - num_lags])
+        line_KL, constant_K = network.line()
+        direct_KI = functional.pad(line_KL, [0, network.weight_ih[0].shape[1] - num_lags])
         weight_GI = torch.cat([network.weight_ih[0], direct_KI], dim=0)
-        bias_G = torch.cat([network.bias[0], network.direct.bias], dim=0)
+        bias_G = torch.cat([network.bias[0], constant_K], dim=0)
         weight_GH = torch.cat([network.weight_hh[0], torch.zeros_like(network.head.weight)], dim=0)
         samples_like_NS = torch.zeros_like(noise_NSPW[:, :, 0, 0])
 
@@ -306,7 +314,7 @@ class Sampler(nn.Module):
 
         states = [(rows(hidden), rows(cell)) for hidden, cell in states]
         scale_R = rows(scale_N1.t())[0]
-        units_KR = rows(torch.exp(network.in_steps[:, None] * restless_N1.t()))
+        units_KR = rows(network.units_of(restless_N1).t())
         noise_PWR = noise_NSPW.permute(2, 3, 0, 1).flatten(2)
         always_PIN = torch.cat(
             [features_NTF[:, sizes.context_length :], static_NE[:, None].expand(-1, length, -1)], dim=2

@@ -24,6 +24,7 @@ from formats.forecasting import uniform_noise
 from formats.time_frequency import Frequency
 from formats.timeseries import Series
 from trainers import loop
+from trainers.artifact import write_json, write_model
 from trainers.deepar import data
 from trainers.deepar.data import Fields, SeriesSet, Windows
 from trainers.deepar.evaluation import Scores, quantiles_of, scores, scores_of
@@ -34,7 +35,6 @@ from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.job import ClientError, Job
 from trainers.progress import EpochLog, log
-from trainers.vision.runs import write_json, write_model
 
 __all__ = ["Learner", "forecast", "train"]
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers import loop, schedules
+from trainers.artifact import write_json, write_model
 from trainers.distributed import World, joined
+from trainers.early_stopping import early_stopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.image_classification.data import Batch, make_batches, open_channel
 from trainers.image_classification.evaluation import Evaluation
@@ -28,14 +30,7 @@ from trainers.precision import Precision
 from trainers.progress import log
 from trainers.vision.batches import Batches, ImageChannel
 from trainers.vision.loader import usable_cores
-from trainers.vision.runs import (
-    early_stopping,
-    identity,
-    open_both,
-    refuse_what_cannot_be_shared,
-    write_json,
-    write_model,
-)
+from trainers.vision.runs import identity, open_both, refuse_what_cannot_be_shared
 
 __all__ = ["Classifier", "Scores", "learning_rate", "train"]
 

@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from trainers import loop
+from trainers.artifact import write_json, write_model
 from trainers.distributed import World, joined
 from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
@@ -31,7 +32,6 @@ from trainers.object2vec.model import Network, Sizes, look_up
 from trainers.object2vec.pretrained import read_rows
 from trainers.object2vec.rows import RowOptimizer
 from trainers.progress import EpochLog, log
-from trainers.vision.runs import write_json, write_model
 
 __all__ = ["Learner", "train"]
 

@@ -14,7 +14,9 @@ from rich.progress import Progress
 from torch import Tensor
 
 from trainers import loop, schedules
+from trainers.artifact import write_json, write_model
 from trainers.distributed import World, joined
+from trainers.early_stopping import early_stopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.job import ClientError, Job
 from trainers.object_detection.data import Batch, make_batches, open_channel
@@ -30,14 +32,7 @@ from trainers.precision import Precision
 from trainers.progress import QualityLog, log
 from trainers.vision.batches import Batches
 from trainers.vision.loader import usable_cores
-from trainers.vision.runs import (
-    early_stopping,
-    identity,
-    open_both,
-    refuse_what_cannot_be_shared,
-    write_json,
-    write_model,
-)
+from trainers.vision.runs import identity, open_both, refuse_what_cannot_be_shared
 
 __all__ = ["Detector", "learning_rate", "train"]
 

@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from formats.masks import IGNORE
 from trainers import loop, schedules
+from trainers.artifact import write_json, write_model
 from trainers.distributed import World, joined
+from trainers.early_stopping import early_stopping
 from trainers.hyperparameter_schema import parse, plain_values
 from trainers.job import ClientError, Job
 from trainers.optimizers import make_optimizer, set_rate
@@ -31,14 +33,7 @@ from trainers.semantic_segmentation.model import Segmenter, upsampled
 from trainers.semantic_segmentation.start import make_network
 from trainers.vision.batches import Batches
 from trainers.vision.loader import usable_cores
-from trainers.vision.runs import (
-    early_stopping,
-    identity,
-    open_both,
-    refuse_what_cannot_be_shared,
-    write_json,
-    write_model,
-)
+from trainers.vision.runs import identity, open_both, refuse_what_cannot_be_shared
 
 __all__ = ["Learner", "learning_rate", "train"]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from formats import vocabulary
 from formats.vocabulary import PAD
 from trainers import checkpoints, loop
+from trainers.artifact import write_json, write_model
 from trainers.distributed import World, joined
 from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
@@ -33,7 +34,6 @@ from trainers.seq2seq.data import Pairs, Vocabularies
 from trainers.seq2seq.evaluation import bleu_scores
 from trainers.seq2seq.hyperparameters import Hyperparameters
 from trainers.seq2seq.model import Network
-from trainers.vision.runs import write_json, write_model
 
 __all__ = ["VOCABULARY_FILES", "Learner", "max_lengths", "train"]
 

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from trainers import checkpoints
 from trainers.distributed import World
-from trainers.earlier_model import MODEL_DESCRIPTION, MODEL_WEIGHTS
-from trainers.early_stopping import EarlyStopping
+from trainers.early_stopping import StoppingSettings
 from trainers.hyperparameter_schema import plain_values
 from trainers.job import ClientError, Job
-from trainers.loop import Best
 from trainers.progress import log
 from trainers.vision.batches import BatchSettings, ImageChannel
 
-__all__ = [
-    "RunSettings",
-    "early_stopping",
-    "identity",
-    "open_both",
-    "refuse_what_cannot_be_shared",
-    "write_json",
-    "write_model",
-]
+__all__ = ["RunSettings", "identity", "open_both", "refuse_what_cannot_be_shared"]
 
 # these change how fast a run is, and nothing of what comes out
 _NOT_OF_THE_IDENTITY = frozenset({"input_workers"})
 
 
-class RunSettings(BatchSettings, Protocol):
+class RunSettings(BatchSettings, StoppingSettings, Protocol):
     """What an algorithm's hyperparameters hold."""
-
-    @property
-    def early_stopping(self) -> bool: ...
-    @property
-    def early_stopping_min_epochs(self) -> int: ...
-    @property
-    def early_stopping_patience(self) -> int: ...
-    @property
-    def early_stopping_tolerance(self) -> float: ...
 
 
 def open_both(
@@ -90,17 +70,6 @@ def refuse_what_cannot_be_shared(job: Job, wanted: RunSettings, world: World) ->
         raise ClientError(f"Channel '{piped[0]}': a pipe has one reader; in Pipe mode start one process per machine.")
 
 
-def early_stopping(wanted: RunSettings) -> EarlyStopping | None:
-    """As the hyperparameters of that name say."""
-    if not wanted.early_stopping:
-        return None
-    return EarlyStopping(
-        min_epochs=wanted.early_stopping_min_epochs,
-        patience=wanted.early_stopping_patience,
-        tolerance=wanted.early_stopping_tolerance,
-    )
-
-
 def identity(wanted: object, *channels: ImageChannel) -> str:
     """Same text, same run: hyperparameters, labels and places of the images (not pixels, which would have to be read).
 
@@ -117,25 +86,3 @@ def identity(wanted: object, *channels: ImageChannel) -> str:
 
 def _bytes_of(label: object) -> bytes:
     return str(label).encode() if isinstance(label, Path) else np.asarray(label).tobytes()
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    text = json.dumps(content, indent=2).encode() + b"\n"
-    checkpoints.write_aside(file, lambda stream: stream.write(text))
-
-
-def write_model(job: Job, description: Mapping[str, Any], best: Best) -> None:
-    """`model.pt`, `hyperparams.json` and, last, for it says that all is there, `model.json`.
-
-    Args:
-        job: whose `model` directory it is.
-        description: what exporters need, `hyperparameters` among it; epoch and metrics are added.
-        best: the model to export.
-    """
-    checkpoints.save(job.model / MODEL_WEIGHTS, best.state)
-    # tools written for the original's artifact read this file, whose values are texts
-    given = description["hyperparameters"]
-    write_json(job.model / "hyperparams.json", {name: str(value) for name, value in given.items() if value is not None})
-    told = {"algorithm": job.algorithm, **description, "epoch": best.epoch, "metrics": best.metrics}
-    write_json(job.model / MODEL_DESCRIPTION, told)

@@ -374,7 +374,8 @@ def test_calibration_finds_the_deviation_that_is_in_the_data() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network.direct.bias.copy_(torch.tensor([1.0, math.log(math.expm1(0.05))]))
+        network.centred.zero_()
+        network.constant.copy_(torch.tensor([1.0, math.log(math.expm1(0.05))]))
     random = np.random.default_rng(0)
     made = [Series(START, 1 + 0.1 * random.normal(size=60)) for _ in range(100)]
     series = SeriesSet.of(made, use_cat=False, num_dynamic=0)

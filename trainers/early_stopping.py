@@ -20,7 +20,7 @@ class EarlyStopping:
     epochs_without_improvement: int = 0
 
     def observe(self, value: float, num_epochs_done: int) -> bool:
-        """Take in one epoch's objective, larger is better, and say whether to stop."""
+        """Take in one epoch's score, larger is better, and say whether to stop."""
         if self._improves(value):
             self.epochs_without_improvement = 0
         else:

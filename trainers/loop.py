@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.progress import Progress
 from torch import Tensor
@@ -44,7 +44,7 @@ class Learner(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Metrics by name, the same in all processes; holds the plan's objective."""
+        """Metrics by name, the same in all processes; holds the plan's objective, unless that is of training."""
         ...
 
     def model_state(self) -> dict[str, Tensor]: ...
@@ -68,9 +68,21 @@ class Plan:
     identity: str
     """Hyperparameters and data in one text: a checkpoint of another text belongs to another run."""
     objective: str = "accuracy"
-    """The validation metric, larger is better, that chooses the best model."""
+    """The metric that chooses the best model."""
+    mode: Literal["max", "min"] = "max"
+    """Whether its largest or its smallest value is the best."""
+    objective_of: Literal["train", "validation"] = "validation"
+    """Where it is measured."""
     lines: Callable[..., EpochLog] = EpochLog
     """What is said of epochs, in the form of the original's algorithm."""
+
+    def value(self, row: Mapping[str, float]) -> float:
+        """The objective of an epoch, of whose metrics `row` holds the published names."""
+        return row[f"{self.objective_of}:{self.objective}"]
+
+    def score(self, row: Mapping[str, float]) -> float:
+        """The same, turned such that larger is better: what early stopping and its checkpoints hold."""
+        return self.value(row) if self.mode == "max" else -self.value(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +103,8 @@ class _History:
     best_epoch: int = -1
     finished: bool = False
 
-    def best_value(self, objective: str) -> float:
-        return self.epochs[self.best_epoch][f"validation:{objective}"] if self.best_epoch >= 0 else float("-inf")
+    def best_score(self, plan: Plan) -> float:
+        return plan.score(self.epochs[self.best_epoch]) if self.best_epoch >= 0 else float("-inf")
 
 
 def run(job: Job, learner: Learner, plan: Plan, bar: Progress | None, world: World = ALONE) -> Best:
@@ -144,11 +156,11 @@ def _one_epoch(
     row = {"epoch": epoch, "time_s": round(epochs.seconds, 3)}
     row |= {f"train:{k}": v for k, v in trained.items()} | {f"validation:{k}": v for k, v in validated.items()}
     outdated = history.best_epoch
-    objective = validated[plan.objective]
-    improved = objective > history.best_value(plan.objective)
+    score = plan.score(row)
+    improved = score > history.best_score(plan)
     history.epochs.append(row)
     history.best_epoch = epoch if improved else outdated
-    stop = plan.early_stopping is not None and plan.early_stopping.observe(objective, epoch + 1)
+    stop = plan.early_stopping is not None and plan.early_stopping.observe(score, epoch + 1)
     if stop:
         log.info("Early stopping: no improvement in %d epochs", plan.early_stopping and plan.early_stopping.patience)
     history.finished = stop or epoch + 1 == plan.epochs
@@ -161,7 +173,7 @@ def _save(job: Job, learner: Learner, plan: Plan, history: _History, outdated: i
     epoch = len(history.epochs) - 1
     improved = history.best_epoch == epoch
     if improved:
-        epochs.improved(plan.objective, history.best_value(plan.objective))
+        epochs.improved(plan.objective, plan.value(history.epochs[epoch]))
         _save_model(_model_file(job, plan, epoch), learner)
     if plan.checkpoint_frequency and (epoch + 1) % plan.checkpoint_frequency == 0:
         _save_model(job.model / _file_name(plan, epoch), learner)

@@ -35,7 +35,6 @@ from trainers.progress import EpochLog, log
 
 __all__ = ["Learner", "train"]
 
-_OBJECTIVE = "minus_loss"
 _HOST = "algo-1"
 _PAIRS_AT_ONCE = 1024
 _SIGNS = {"accuracy": "score", "pearson_correlation": "score", "spearman_correlation": "score"}
@@ -72,11 +71,12 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
             min_epochs=1, patience=wanted.early_stopping_patience, tolerance=wanted.early_stopping_tolerance
         ),
         identity=_identity(wanted, found),
-        objective=_OBJECTIVE,
+        objective=learner.loss_name,
+        mode="min",
+        objective_of="validation" if "validation" in found else "train",
         lines=PairLog,
     )
     best = loop.run(job, learner, plan, bar, world)
-    best.metrics.pop(f"validation:{_OBJECTIVE}", None)
     if best.finished and "test" in found:
         learner.network.load_state_dict(best.state)
         for name, value in learner.evaluate(found["test"]).items():
@@ -161,11 +161,11 @@ class PairLog(EpochLog):
         log.info("#throughput_metric: host=%s, train throughput=%s records/second", _HOST, rate)
 
     def validated(self, metrics: Mapping[str, float]) -> None:
-        self._tell("validation", {name: value for name, value in metrics.items() if name != _OBJECTIVE})
+        self._tell("validation", metrics)
         log.info("#progress_metric: host=%s, completed %d %%", _HOST, 100 * (self._epoch + 1) // self._epochs)
 
     def improved(self, objective: str, value: float) -> None:  # noqa: ARG002
-        log.info("Best loss so far: %f", -value)
+        log.info("Best loss so far: %f", value)
 
     def _tell(self, channel: str, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -197,7 +197,6 @@ class Learner:
         self._apart = sparse
         self._trained = world.wrap(self.network.body if sparse else self.network)
         self._optimizer = _make_optimizer(wanted, self.network)
-        self._train_loss = math.nan
 
     # ---- training ----
 
@@ -216,11 +215,9 @@ class Learner:
         for optimizer in self._row_optimizers.values():
             optimizer.settle()
         metrics = self._metrics(self._world.sum(totals))
-        self._train_loss = metrics[self._loss_name]
-        if not math.isfinite(self._train_loss):
-            raise ClientError(
-                f"Training diverged in epoch {epoch}: the loss is {self._train_loss}; try a smaller learning_rate."
-            )
+        loss = metrics[self.loss_name]
+        if not math.isfinite(loss):
+            raise ClientError(f"Training diverged in epoch {epoch}: the loss is {loss}; try a smaller learning_rate.")
         return metrics
 
     def _step(self, pairs: Pairs, drawn: data.Drawn, own: NDArray[np.int64], num_pairs: int) -> Tensor:
@@ -281,10 +278,7 @@ class Learner:
 
     def validate(self) -> dict[str, float]:
         """On the validation channel; the best model is that of the least loss there, or else in training."""
-        if self._validation is None:
-            return {_OBJECTIVE: -self._train_loss}
-        metrics = self.evaluate(self._validation)
-        return {**metrics, _OBJECTIVE: -metrics[self._loss_name]}
+        return {} if self._validation is None else self.evaluate(self._validation)
 
     @torch.inference_mode()
     def evaluate(self, pairs: Pairs) -> dict[str, float]:
@@ -324,7 +318,8 @@ class Learner:
         return {"mean_squared_error": loss / count}
 
     @property
-    def _loss_name(self) -> str:
+    def loss_name(self) -> str:
+        """Among the metrics."""
         return "cross_entropy" if self._wanted.output_layer == "softmax" else "mean_squared_error"
 
     # ---- data and state ----

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,7 +44,6 @@ _BATCHES_PER_LINE = 50
 _BLEU_SEED = 42
 _NO_END = 1_000_000
 """Checkpoints of a run that only early stopping ends."""
-_OBJECTIVE = "minus_perplexity"
 _TRANSLATED_AT_ONCE = 128
 
 
@@ -77,11 +76,11 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         checkpoint_frequency=None,
         early_stopping=learner.early_stopping(),
         identity=_identity(wanted, known, found),
-        objective=learner.objective,
+        objective=wanted.optimized_metric,
+        mode=learner.mode,
         lines=partial(CheckpointLog, learner=learner),
     )
     best = loop.run(job, learner, plan, bar, world)
-    best.metrics.pop(f"validation:{_OBJECTIVE}", None)
     if world.is_first:
         ratios = found[0].length_ratios
         description = {
@@ -150,8 +149,6 @@ class CheckpointLog(EpochLog):
 
     def validated(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            if name == _OBJECTIVE:
-                continue
             log.info("Checkpoint [%d]\tValidation-%s=%f", self._epoch + 1, name, value)
             sign = "loss" if name == "perplexity" else "score"
             log.info("#quality_metric: host=%s, epoch=%d, validation %s <%s>=%s",
@@ -164,8 +161,7 @@ class CheckpointLog(EpochLog):
             log.info("#progress_metric: host=%s, completed %d %%", _HOST, done)
 
     def improved(self, objective: str, value: float) -> None:
-        name, value = ("perplexity", -value) if objective == _OBJECTIVE else (objective, value)
-        log.info("Best %s so far: %f", name, value)
+        log.info("Best %s so far: %f", objective, value)
 
 
 class Learner:
@@ -225,9 +221,9 @@ class Learner:
         return self.updates % len(self._batches)
 
     @property
-    def objective(self) -> str:
-        name = self._wanted.optimized_metric
-        return _OBJECTIVE if name == "perplexity" else name
+    def mode(self) -> Literal["max", "min"]:
+        """Which values of the optimized metric are the better ones."""
+        return "min" if self._wanted.optimized_metric == "perplexity" else "max"
 
     @property
     def training_metric(self) -> str:
@@ -359,8 +355,7 @@ class Learner:
         self._refuse_divergence(metrics["perplexity"])
         if self._wanted.bleu_sample:
             metrics["bleu"] = self._bleu()
-        metrics[_OBJECTIVE] = -metrics["perplexity"]
-        self._reduce_on_plateau(metrics[self.objective])
+        self._reduce_on_plateau(metrics[self._wanted.optimized_metric])
         return metrics
 
     def _bleu(self) -> float:
@@ -400,8 +395,9 @@ class Learner:
 
     def _reduce_on_plateau(self, value: float) -> None:
         wanted = self._wanted
-        if value > self._best:
-            self._best, self._num_without_improvement = value, 0
+        score = value if self.mode == "max" else -value  # larger is better, in checkpoints too
+        if score > self._best:
+            self._best, self._num_without_improvement = score, 0
             return
         self._num_without_improvement += 1
         reduces = wanted.lr_scheduler_type == "plateau_reduce"

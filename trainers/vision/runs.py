@@ -6,29 +6,23 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from trainers.distributed import World
-from trainers.early_stopping import StoppingSettings
 from trainers.hyperparameter_schema import plain_values
 from trainers.job import ClientError, Job
 from trainers.progress import log
 from trainers.vision.batches import BatchSettings, ImageChannel
 
-__all__ = ["RunSettings", "identity", "open_both", "refuse_what_cannot_be_shared"]
+__all__ = ["identity", "open_both", "refuse_what_cannot_be_shared"]
 
 # these change how fast a run is, and nothing of what comes out
 _NOT_OF_THE_IDENTITY = frozenset({"input_workers"})
 
 
-class RunSettings(BatchSettings, StoppingSettings, Protocol):
-    """What an algorithm's hyperparameters hold."""
-
-
 def open_both(
-    job: Job, wanted: RunSettings, open_channel: Callable[[str], ImageChannel]
+    job: Job, wanted: BatchSettings, open_channel: Callable[[str], ImageChannel]
 ) -> tuple[ImageChannel, ImageChannel]:
     """The channels `train` and `validation`, by the algorithm's own function.
 
@@ -54,7 +48,7 @@ def open_both(
     return images, validation
 
 
-def refuse_what_cannot_be_shared(job: Job, wanted: RunSettings, world: World) -> None:
+def refuse_what_cannot_be_shared(job: Job, wanted: BatchSettings, world: World) -> None:
     """Of several processes each needs an image of every batch, and a pipe has one reader.
 
     Raises:

@@ -45,6 +45,10 @@ class ServedVersion:
         return list(found.values())
 
     @property
+    def batchers(self) -> Iterator[Batcher]:
+        return (batcher for residence in self.residences for batcher in residence.batchers.values())
+
+    @property
     def settled(self) -> bool:
         return all(residence.state in ("ready", "failed", "cold") for residence in self.residences)
 
@@ -71,8 +75,14 @@ class Catalog:
         self._clock = clock
         self._store = Store(settings.store)
         self._published: dict[str, list[str]] = {}
+        self._batchers: list[Batcher] = []
+        """Of all versions."""
         self._current: dict[str, str] = {}
         """The version that a model's own endpoint answers with."""
+        self._pools_healthy: list[bool] = []
+        """As they were when the tables were made."""
+        self._stale = False
+        """The store holds other versions than the tables, or a version is to be loaded once more."""
         self._tasks: set[asyncio.Task[None]] = set()
         metrics.add_readings(self._readings)
 
@@ -80,6 +90,16 @@ class Catalog:
     def settled(self) -> bool:
         """Nothing is being loaded."""
         return all(version.settled for version in self.versions.values())
+
+    @property
+    def loaded(self) -> set[tuple[str, str, str]]:
+        """Names and versions of what can answer, and the pool of each."""
+        return {
+            (*key, residence.pool.name)
+            for key, version in self.versions.items()
+            for residence in version.residences
+            if residence.state == "ready"
+        }
 
     async def watch(self) -> None:
         """Look at the store for ever."""
@@ -92,30 +112,28 @@ class Catalog:
 
     async def refresh(self) -> None:
         """Take in what was published, let go of what was removed, and start the loads that this asks for."""
-        published = await asyncio.to_thread(self._scan)
-        if published != self._published:
+        published = await asyncio.to_thread(self._store.published)
+        self._stale = self._stale or published != self._published  # still, if the last time ended in an error
+        if self._stale:
             self._published = published
             self._forget_removed()
             for name, versions in published.items():
                 for version in versions:
                     if (name, version) not in self.versions and (name, version) not in self.errors:
                         await self._admit(name, version)
-        for served in self._wanted():
-            for residence in served.favourites:
-                if residence.state == "cold":
-                    self._wake(served, residence)
-        self._route()
+            for served in self._wanted():
+                for residence in served.favourites:
+                    if residence.state == "cold":
+                        self._wake(served, residence)
+        if self._stale or self._pools_healthy != [pool.healthy for pool in self._pools.values()]:
+            self._route()
+        self._stale = False
 
     def expire(self) -> None:
         """Answer predictions whose deadline passed in a queue."""
-        for version in self.versions.values():
-            for residence in version.residences:
-                for batcher in residence.batchers.values():
-                    if len(batcher):
-                        batcher.expire()
-
-    def _scan(self) -> dict[str, list[str]]:
-        return {name: versions for name in self._store.names() if (versions := self._store.versions(name))}
+        for batcher in self._batchers:
+            if len(batcher):
+                batcher.expire()
 
     async def _admit(self, name: str, version: str) -> None:
         try:
@@ -124,7 +142,8 @@ class Catalog:
             self.errors[name, version] = str(error)
             _log.error("not served: %s", error)
             return
-        self.versions[name, version] = self._place(bundle)
+        served = self.versions[name, version] = self._place(bundle)
+        self._batchers += served.batchers
 
     def _place(self, bundle: Bundle) -> ServedVersion:
         """Decide which pools may serve each mode, by the configuration's placement or the manifest's."""
@@ -194,6 +213,7 @@ class Catalog:
     def _failed(self, version: ServedVersion, residence: Residence, error: Exception) -> None:
         manifest = version.bundle.manifest
         residence.state, residence.reason = "failed", str(error)
+        self.changed.set()
         _log.error("%s version %s on pool %s: %s", manifest.name, manifest.version, residence.pool.name, error)
         for batcher in residence.batchers.values():
             batcher.fail(NotReady(f"model '{manifest.name}' is not ready: {error}"))
@@ -220,6 +240,7 @@ class Catalog:
     def _forgive(self, residence: Residence) -> None:
         if residence.state == "failed":
             residence.state = "cold"
+            self._stale = True
 
     def _forget_removed(self) -> None:
         present = {(name, version) for name, versions in self._published.items() for version in versions}
@@ -228,12 +249,13 @@ class Catalog:
         for key in [key for key in self.versions if key not in present]:
             version = self.versions.pop(key)
             _log.info("%s version %s was removed from the store", *key)
+            for batcher in version.batchers:
+                batcher.fail(NotFound(f"model '{key[0]}' version {key[1]} was removed"))
             for residence in version.residences:
-                for batcher in residence.batchers.values():
-                    batcher.fail(NotFound(f"model '{key[0]}' version {key[1]} was removed"))
                 task = asyncio.create_task(residence.pool.backend.unload(*key))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+        self._batchers = [batcher for version in self.versions.values() for batcher in version.batchers]
 
     def _route(self) -> None:
         """Give the router new tables."""
@@ -254,8 +276,9 @@ class Catalog:
             if version.deployments:
                 deployments[name, number, ""] = self._default_mode(version)
         self.router.endpoints, self.router.deployments = endpoints, deployments
-        self.changed.set()
         self.router.refused = self.errors
+        self._pools_healthy = [pool.healthy for pool in self._pools.values()]
+        self.changed.set()
 
     def _choose_current(self) -> None:
         """A model's own endpoint moves to a newer version only once that is ready, and away from one that is gone."""

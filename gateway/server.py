@@ -15,6 +15,7 @@ from typing import Any
 
 from uvicorn.server import ServerState
 
+from formats.garbage_collection import collect_seldom, put_aside
 from gateway.admin import build_admin
 from gateway.backends.backend import find_backend
 from gateway.busy_poll import BusyPoll
@@ -84,6 +85,8 @@ class Gateway:
         self._http: asyncio.Server | None = None
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._set_aside: set[tuple[str, str, str]] = set()
+        """What was loaded when the collector of garbage was last told to leave it alone."""
 
     async def start(self) -> None:
         """Listen, start the pools, and begin to load models. Returns when the pools are up, before models are.
@@ -128,6 +131,7 @@ class Gateway:
         self, stop: asyncio.Event, hurry: asyncio.Event, on_started: Callable[[Gateway], None] | None = None
     ) -> None:
         """As `run`, told by events instead of signals."""
+        collect_seldom()
         starting = asyncio.create_task(self.start())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,16 +264,26 @@ class Gateway:
                     connection.enforce(now)
 
     async def _watch_health(self) -> None:
+        changed = True
         while True:
             for pool in self._pools.values():
                 healthy = await pool.backend.healthy()
                 if healthy != pool.healthy:
                     _log.warning("pool %s is %s", pool.name, "healthy again" if healthy else "not healthy")
-                pool.healthy = healthy
-            await self._grpc.refresh_health()
+                    pool.healthy, changed = healthy, True
+            if changed:
+                await self._grpc.refresh_health()
+                self._put_aside()
             with contextlib.suppress(TimeoutError):  # at once when a model has become ready
                 await asyncio.wait_for(self.catalog.changed.wait(), _HEALTH_S)
+            changed = self.catalog.changed.is_set()
             self.catalog.changed.clear()
+
+    def _put_aside(self) -> None:
+        """What has been loaded stays: see `formats.garbage_collection`."""
+        if self.catalog.settled and (loaded := self.catalog.loaded) != self._set_aside:
+            put_aside(again=not loaded >= self._set_aside)
+            self._set_aside = loaded
 
 
 def _report(task: asyncio.Task[None]) -> None:

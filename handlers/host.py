@@ -21,6 +21,7 @@ import msgpack
 from formats.arena import Arena
 from formats.errors import BackendFailed, PenstockError, code_of
 from formats.frames import FrameParser, Kind, encode_frame
+from formats.garbage_collection import collect_seldom, put_aside
 from formats.packed import pack_outcomes, unpack_predictions
 from handlers.algorithms import load_handler
 from handlers.graph import Runtime
@@ -52,8 +53,10 @@ class Host:
                 return encode_frame(Kind.DONE, call, slot, self._run(slot, payload))
             if kind == Kind.LOAD:
                 self._handlers[slot] = load(payload)
+                put_aside()
             elif kind == Kind.UNLOAD:
                 self._handlers.pop(slot, None)
+                put_aside(again=True)
             else:
                 return _failed(call, slot, BackendFailed(f"unknown frame kind {kind}"))
         except PenstockError as error:
@@ -114,6 +117,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     descriptor, *arenas = map(int, sys.argv[1:])
+    collect_seldom()
     host = Host(*map(Arena, arenas))
     for each in arenas:
         os.close(each)

@@ -141,18 +141,24 @@ class Store:
 
     def names(self) -> list[str]:
         """Published model names, sorted."""
-        return sorted(p.name for p in self._models() if any(_visible(p)))
+        return sorted(name for name in self._models() if any(_visible(self.root / name)))
 
     def versions(self, name: str) -> list[str]:
         """Versions of one model, oldest first by natural order (`2` before `10`); empty when unknown."""
         if not _matches(_NAME, name):
             return []
-        present = (p.name for p in _visible(self.root / name) if (p / MANIFEST).exists())
+        model = f"{self.root}/{name}"
+        present = (v for v in _visible(model) if _is_there(f"{model}/{v}/{MANIFEST}"))
         return sorted((v for v in present if _matches(_VERSION, v)), key=natural_order)
+
+    def published(self) -> dict[str, list[str]]:
+        """All there is to serve: models that have a version, sorted, and their versions, oldest first."""
+        return {name: versions for name in sorted(self._models()) if (versions := self.versions(name))}
 
     def unreadable(self) -> list[Path]:
         """Version directories that hold no manifest: damaged, or copied in by hand and not whole yet."""
-        return sorted(v for p in self._models() for v in _visible(p) if not (v / MANIFEST).exists())
+        found = (self.root / name / version for name in self._models() for version in _visible(self.root / name))
+        return sorted(path for path in found if not (path / MANIFEST).exists())
 
     def open(self, name: str, version: str | None = None) -> Bundle:
         """The bundle of a version, by default the newest. Files are not verified here: see `Bundle.verify`.
@@ -174,8 +180,8 @@ class Store:
             )
         return bundle
 
-    def _models(self) -> Iterator[Path]:
-        return (p for p in _visible(self.root) if _matches(_NAME, p.name))
+    def _models(self) -> Iterator[str]:
+        return (name for name in _visible(self.root) if _matches(_NAME, name))
 
     def _make_root(self) -> None:
         try:
@@ -264,9 +270,25 @@ def _matches(kind: TypeAdapter[str], value: str) -> bool:
     return True
 
 
-def _visible(directory: Path) -> Iterator[Path]:
-    if directory.is_dir():
-        yield from (p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _is_there(path: str) -> bool:
+    """As `Path.exists`, in half the time; a mount that fails must not look like a removal there either."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _visible(directory: Path | str) -> Iterator[str]:
+    """Names of the directories in it. By `scandir`: a gateway looks at a thousand of them again and again."""
+    try:
+        entries = os.scandir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.is_dir():
+                yield entry.name
 
 
 def _move_into_place(staged: Path, target: Path) -> bool:

@@ -27,8 +27,26 @@ __all__ = [
     "share_of",
 ]
 
+_MAX_WORKERS = 1000
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _default_workers() -> int:
+    """One per core, or as many as `MODEL_SERVER_WORKERS` says, which clients of the original containers set.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    wanted = os.environ.get("MODEL_SERVER_WORKERS", "")
+    if not wanted:
+        return os.cpu_count() or 1
+    if not wanted.isascii() or not wanted.isdecimal() or not 0 < int(wanted) < _MAX_WORKERS:
+        raise ValueError(
+            f"environment variable MODEL_SERVER_WORKERS must be a whole number of at least 1, got {wanted!r}"
+        )
+    return int(wanted)
 
 
 class PoolSettings(BaseModel):
@@ -40,9 +58,10 @@ class PoolSettings(BaseModel):
     """What the pool's models run on; placement lists name it."""
     backend: str = "embedded"
     """Entry point name: `embedded`, `torchserve`, or one that a plug-in registers."""
-    workers: Annotated[int, Field(ge=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Worker processes, per model version on TorchServe. 0 (backend `embedded`): models run in the gateway process
-    itself, for the lowest latency; one that crashes takes the gateway with it."""
+    workers: Annotated[int, Field(ge=0)] = Field(default_factory=_default_workers)
+    """Worker processes, per model version on TorchServe; by default `MODEL_SERVER_WORKERS`, else one per core. 0
+    (backend `embedded`): models run in the gateway process itself, for the lowest latency; one that crashes takes the
+    gateway with it."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads inside one operator of one worker; workers times threads should not pass the cores."""
     cpus: list[Annotated[int, Field(ge=0)]] = []
@@ -184,7 +203,7 @@ class Settings(BaseSettings):
     def _share_cores(self) -> Self:
         for name, pool in self.pools.items():
             if self.processes > 1 and "workers" not in pool.model_fields_set:
-                workers = share_of(os.cpu_count() or 1, self.processes)
+                workers = share_of(pool.workers, self.processes)
                 self.pools[name] = pool.model_copy(update={"workers": workers})
         return self
 

@@ -175,6 +175,8 @@ def _save(job: Job, learner: Learner, plan: Plan, history: _History, outdated: i
     if improved:
         epochs.improved(plan.objective, plan.value(history.epochs[epoch]))
         _save_model(_model_file(job, plan, epoch), learner)
+    else:
+        epochs.not_improved()
     if plan.checkpoint_frequency and (epoch + 1) % plan.checkpoint_frequency == 0:
         _save_model(job.model / _file_name(plan, epoch), learner)
     _save_progress(job, learner, plan, history)

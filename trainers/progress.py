@@ -116,6 +116,9 @@ class EpochLog:
     def improved(self, objective: str, value: float) -> None:
         log.info("Storing the best model with validation %s: %f", objective, value)
 
+    def not_improved(self) -> None:
+        """Most of the originals say nothing then."""
+
     @property
     def seconds(self) -> float:
         """Since the epoch began."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import parse_settings, read_settings
+from gateway.settings import PoolSettings, parse_settings, read_settings
 
 
 @pytest.fixture
@@ -103,3 +103,18 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="is not TOML"):
         read_settings(tmp_path / "broken.toml")
+
+
+def test_the_number_of_workers_may_come_from_the_original_containers_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_SERVER_WORKERS", "5")
+
+    assert PoolSettings(device="cpu").workers == 5
+    assert PoolSettings(device="cpu", workers=2).workers == 2
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "9" * 30])
+def test_a_number_of_workers_that_is_none_names_the_variable(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MODEL_SERVER_WORKERS", value)
+
+    with pytest.raises(ValueError, match=f"MODEL_SERVER_WORKERS must be a whole number .*{value}"):
+        PoolSettings(device="cpu")

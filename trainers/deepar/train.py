@@ -199,6 +199,9 @@ class LossLog(EpochLog):
     def improved(self, objective: str, value: float) -> None:  # noqa: ARG002
         log.info("best epoch loss so far: %f, scales left out", value)
 
+    def not_improved(self) -> None:
+        log.info("loss did not improve")
+
 
 class Learner:
     """Network, optimizer and data of one run; see `loop.Learner`."""

@@ -315,9 +315,12 @@ def test_short_series_are_scored_and_left_out_of_training(tmp_path: Path, caplog
     assert "1 of 12 time series are shorter than prediction_length = 6 and are ignored" in caplog.text
 
 
-def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = VALUES | {"epochs": 60, "early_stopping_patience": "1", "learning_rate": "1e-9"}
-    train("deepar", channels(tmp_path), values, tmp_path / "out")
+    with caplog.at_level(logging.INFO, "penstock.train"):
+        train("deepar", channels(tmp_path), values, tmp_path / "out")
+    assert "best epoch loss so far: " in caplog.text
+    assert "loss did not improve" in caplog.text
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) < 60
 
 

@@ -39,6 +39,9 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
     Raises:
         ValueError: the protocol has no such type.
     """
+    name = _NAMES.get(dtype)
+    if name is not None:
+        return name
     if dtype.kind in "SUO":
         return "BYTES"
     name = _NAMES.get(dtype.newbyteorder("<") if dtype.itemsize > 1 else dtype)

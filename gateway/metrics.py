@@ -156,7 +156,8 @@ class BatchObserver:
         self._size = metrics.batch_size.labels(*labels)
         self._reasons = {reason: metrics.batches.labels(*labels, reason) for reason in get_args(Reason)}
         self._queue = metrics.queue_seconds.labels(*labels)
-        self._stages = [metrics.stage_seconds.labels(*labels, stage) for stage in (*Stages._fields, "hop")]
+        self._pre, self._graph, self._post = (metrics.stage_seconds.labels(*labels, stage) for stage in Stages._fields)
+        self._hop = metrics.stage_seconds.labels(*labels, "hop")
 
     def released(self, size: int, reason: Reason, waited_s: float) -> None:
         self._size.observe(size)
@@ -166,8 +167,11 @@ class BatchObserver:
     def landed(self, call: CallTiming) -> None:
         if call.stages is None:
             return
-        for stage, seconds in zip(self._stages, (*call.stages, call.hop), strict=True):
-            stage.observe(seconds)
+        pre, graph, post = call.stages
+        self._pre.observe(pre)
+        self._graph.observe(graph)
+        self._post.observe(post)
+        self._hop.observe(call.hop)
 
 
 class _Readings(Collector):

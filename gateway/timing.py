@@ -12,18 +12,15 @@ __all__ = ["CallTiming", "Timing", "server_timing"]
 class CallTiming:
     """One backend call, shared by the predictions that were in it."""
 
-    __slots__ = ("_text", "landed", "launched", "stages")
+    __slots__ = ("_text", "hop", "landed", "launched", "stages")
 
     def __init__(self, launched: float, landed: float, stages: Stages | None) -> None:
         self.launched = launched
         self.landed = landed
         self.stages = stages
-        self._text = b""
-
-    @property
-    def hop(self) -> float:
+        self.hop = max(landed - launched - sum(stages or ()), 0.0)
         """Seconds of the call that the handler did not use: the way there and back, and waiting on the other side."""
-        return max(self.landed - self.launched - sum(self.stages or ()), 0.0)
+        self._text = b""
 
     @property
     def text(self) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from formats.envelope import Outcome, Prediction, Stages, Tensor
 from formats.errors import BackendFailed, InvalidBody, NotAcceptable, PenstockError, UnsupportedContentType
-from formats.tensors import array_of, tensor_of
+from formats.tensors import DATATYPES, array_of, tensor_of
 from handlers.graph import Array, Arrays, RunnableGraph, Runtime, load_graph
 from model_store.manifest import Graph, Mode
 from model_store.signature import check_inputs, check_outputs
@@ -151,7 +151,8 @@ class Handler(ABC):
             if not prediction.checked:
                 check_inputs(plan.graph, prediction.tensors)
                 check_outputs(plan.graph, prediction.outputs)
-            return {tensor.name: _graph_input(tensor) for tensor in prediction.tensors}
+                return {tensor.name: _graph_input(tensor) for tensor in prediction.tensors}
+            return {tensor.name: _checked_input(tensor) for tensor in prediction.tensors}
         plan.check_types(prediction.content_type, prediction.accept)
         return self.decode(prediction)
 
@@ -159,9 +160,11 @@ class Handler(ABC):
         """Requests with equal keys share a run of the graph."""
         if not plan.graph.batched:
             return id(item)
-        if item.prediction.tensors is None:
+        tensors = item.prediction.tensors
+        if tensors is None:
             return (plan.mode.graph, self.likeness(item.inputs))
-        return (plan.mode.graph, *((name, a.dtype.str, a.shape[1:]) for name, a in sorted(item.inputs.items())))
+        # types are the signature's own
+        return (plan.mode.graph, "tensors", *[(tensor.name, tensor.shape[1:]) for tensor in sorted(tensors)])
 
     def _answer(self, items: list[_Item], outcomes: list[Outcome | None], spent: _Spent) -> None:
         graph = self._plan(items[0].prediction).runnable
@@ -222,6 +225,13 @@ def _graph_input(tensor: Tensor) -> Array:
     decoded = np.empty(len(texts), dtype=object)
     decoded[:] = texts
     return decoded.reshape(array.shape)
+
+
+def _checked_input(tensor: Tensor) -> Array:
+    """As `_graph_input`, of a tensor that this process has looked at."""
+    if tensor.datatype in ("BYTES", "BOOL"):
+        return _graph_input(tensor)
+    return np.frombuffer(tensor.data, DATATYPES[tensor.datatype]).reshape(tensor.shape)
 
 
 def _check_rows(outputs: Arrays, num_rows: int) -> None:

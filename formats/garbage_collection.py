@@ -9,15 +9,7 @@ from __future__ import annotations
 
 import gc
 
-__all__ = ["collect_seldom", "put_aside"]
-
-_THRESHOLD = 50_000
-"""Containers more than there were before the collector looks at those: 700 by default, which 50 requests make."""
-
-
-def collect_seldom() -> None:
-    """For a process that serves: let objects of requests in flight come and go without being looked at."""
-    gc.set_threshold(_THRESHOLD)
+__all__ = ["put_aside"]
 
 
 def put_aside(*, again: bool = False) -> None:

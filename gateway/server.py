@@ -15,7 +15,7 @@ from typing import Any
 
 from uvicorn.server import ServerState
 
-from formats.garbage_collection import collect_seldom, put_aside
+from formats.garbage_collection import put_aside
 from gateway.admin import build_admin
 from gateway.backends.backend import find_backend
 from gateway.busy_poll import BusyPoll
@@ -131,7 +131,6 @@ class Gateway:
         self, stop: asyncio.Event, hurry: asyncio.Event, on_started: Callable[[Gateway], None] | None = None
     ) -> None:
         """As `run`, told by events instead of signals."""
-        collect_seldom()
         starting = asyncio.create_task(self.start())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

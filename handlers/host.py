@@ -21,7 +21,7 @@ import msgpack
 from formats.arena import Arena
 from formats.errors import BackendFailed, PenstockError, code_of
 from formats.frames import FrameParser, Kind, encode_frame
-from formats.garbage_collection import collect_seldom, put_aside
+from formats.garbage_collection import put_aside
 from formats.packed import pack_outcomes, unpack_predictions
 from handlers.algorithms import load_handler
 from handlers.graph import Runtime
@@ -117,7 +117,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     descriptor, *arenas = map(int, sys.argv[1:])
-    collect_seldom()
     host = Host(*map(Arena, arenas))
     for each in arenas:
         os.close(each)

@@ -32,7 +32,7 @@ _log = logging.getLogger("penstock.grpc")
 
 _INTERNAL = "internal error of the gateway; see its log"
 
-Hot = Callable[[bytes, "Call"], None]
+Hot = Callable[[bytes | bytearray, "Call"], None]
 """Gets one request message; sees to it that the call is answered, now or later."""
 
 _STATUS_200 = b"\x88"
@@ -117,15 +117,18 @@ class Call:
         """Nobody waits for an answer any more."""
         if self.over:
             return
+        on_cancel = self.on_cancel
         self._end()
-        if self.on_cancel is not None:
-            self.on_cancel()
+        if on_cancel is not None:
+            on_cancel()
         if self.task is not None:
             self.task.cancel()
 
     def _end(self) -> None:
         self.over = True
         self._application.calls.discard(self)
+        # without these, call, stream and the message would be a cycle, and stay until the collector comes by
+        self.stream.call = self.on_cancel = None
 
     # what coroutines written for grpc.aio ask of their context
 
@@ -262,7 +265,7 @@ class GrpcApplication:
         except BadMessage as error:
             call.fail(error.code, str(error))
             return
-        stream.body.clear()
+        stream.body = bytearray()
         hot = self._hot.get(stream.headers[b":path"])
         if hot is not None:
             try:
@@ -297,7 +300,7 @@ class GrpcApplication:
                 messages.put_nowait(None)
 
 
-async def _answer(method: Any, message: bytes, call: Call) -> None:
+async def _answer(method: Any, message: bytes | bytearray, call: Call) -> None:
     """A method that takes one message."""
     async with _Guard(call):
         request = _deserialized(method, message)
@@ -322,7 +325,7 @@ async def _requests(application: GrpcApplication, method: Any, call: Call) -> As
         application.feed(call)
 
 
-def _deserialized(method: Any, message: bytes) -> Any:
+def _deserialized(method: Any, message: bytes | bytearray) -> Any:
     try:
         return method.request_deserializer(message)
     except (DecodeError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
+from typing import TypeVar
 
 __all__ = [
     "DEFAULT_WINDOW",
@@ -33,6 +34,7 @@ FRAME_BYTES = 16_384
 """Longest frame that we accept: the protocol's least, and enough, since many are read at once."""
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
+BytesT = TypeVar("BytesT", bytes, memoryview)
 _SETTING = struct.Struct(">HI")
 _MAX_GOODBYE = 200
 """Bytes of the text in GOAWAY."""
@@ -133,7 +135,7 @@ def goaway(last: int, code: ErrorCode, text: str = "") -> bytes:
     return frame(Kind.GOAWAY, 0, 0, struct.pack(">II", last, code) + text.encode()[:_MAX_GOODBYE])
 
 
-def unpadded(payload: bytes) -> bytes:
+def unpadded(payload: BytesT) -> BytesT:
     """Section 6.1. Raises `ConnectionFault`."""
     if not payload or payload[0] >= len(payload):
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding that is longer than its frame")

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from gateway.busy_poll import BusyPoll
 from gateway.grpc.frames import (
@@ -93,7 +93,7 @@ class Http2Connection(asyncio.Protocol):
         self._goodbye = False
         self._lingering = False
         self._stalled_since: float | None = None
-        self._frames: dict[int, Callable[[int, int, bytes], None]] = {Kind.SETTINGS: self._on_first_settings}
+        self._frames: dict[int, Callable[[int, int, Any], None]] = {Kind.SETTINGS: self._on_first_settings}
 
     # the transport
 
@@ -111,7 +111,7 @@ class Http2Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.last_activity = time.monotonic()
         if self._poll is not None:
-            self._poll.heard()
+            self._poll.heard(self)
         if self._goodbye and not self.streams:
             return
         if self._buffer:
@@ -235,7 +235,7 @@ class Http2Connection(asyncio.Protocol):
         return len(PREFACE)
 
     def _read_frames(self, data: bytes, at: int) -> bytes:
-        end = len(data)
+        end, whole = len(data), memoryview(data)  # of bodies nothing is copied before it has its place
         while end - at >= FRAME.size:
             high, low, kind, flags, number = FRAME.unpack_from(data, at)
             length = high << 16 | low
@@ -253,8 +253,9 @@ class Http2Connection(asyncio.Protocol):
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings come first")
                 continue  # unknown kinds are ignored (section 4.1)
             number &= MAX_WINDOW
+            payload = whole[begin:at] if kind == _DATA else data[begin:at]
             try:
-                handle(flags, number, data[begin:at])
+                handle(flags, number, payload)
             except StreamFault as fault:
                 self._refuse(number, fault.code)
         return data[at:]
@@ -284,7 +285,7 @@ class Http2Connection(asyncio.Protocol):
         if number > self._last_id or number % 2 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a frame of stream {number}, which is idle")
 
-    def _on_data(self, flags: int, number: int, payload: bytes) -> None:
+    def _on_data(self, flags: int, number: int, payload: memoryview) -> None:
         size = len(payload)
         self._receive_window -= size
         # half of it is more than a frame: it always holds the next one

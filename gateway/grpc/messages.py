@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import grpc
 
@@ -13,6 +13,7 @@ __all__ = ["ACCEPTED", "PREFIX", "BadMessage", "MessageReader"]
 PREFIX = struct.Struct(">BI")
 """Before each message: compressed or not, and its length."""
 ACCEPTED = b"identity,deflate,gzip"
+MessageT = TypeVar("MessageT", bytes, bytearray)
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 """Of zlib, by `grpc-encoding`."""
 
@@ -45,12 +46,14 @@ class MessageReader:
             raise BadMessage(grpc.StatusCode.INTERNAL, f"a request is one message of {size} bytes: more came")
         return size
 
-    def only(self, body: bytearray, encoding: bytes) -> bytes:
-        """The message of a body that is complete."""
+    def only(self, body: bytearray, encoding: bytes) -> bytes | bytearray:
+        """The message of a body that is complete; the body becomes it, or is of no use any more."""
         size = self.size_of_only(body)
         if len(body) < size:
             raise BadMessage(grpc.StatusCode.INTERNAL, f"a request is one message: {len(body)} bytes are less")
-        return self.decoded(body[0], bytes(memoryview(body)[PREFIX.size :]), encoding)
+        flag = body[0]
+        del body[: PREFIX.size]  # which moves nothing
+        return self.decoded(flag, body, encoding)
 
     def first(self, body: bytearray, encoding: bytes) -> bytes | None:
         """The first message of a body; None when it is not complete."""
@@ -59,7 +62,7 @@ class MessageReader:
             return None
         return self.decoded(body[0], bytes(memoryview(body)[PREFIX.size : size]), encoding)
 
-    def decoded(self, flag: int, message: bytes, encoding: bytes) -> bytes:
+    def decoded(self, flag: int, message: MessageT, encoding: bytes) -> MessageT | bytes:
         if flag == 0:
             return message
         if flag != 1:

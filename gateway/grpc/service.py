@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -112,10 +112,10 @@ class Predictor:
         """For our own server: no task, no future, no context."""
         return partial(self._start, method)
 
-    def _start(self, method: PredictionMethod, message: bytes, call: Call) -> None:
+    def _start(self, method: PredictionMethod, message: bytes | bytearray, call: Call) -> None:
         received = time.monotonic()
         try:
-            request = method.request_type.FromString(message)
+            request = method.request_type.FromString(cast("bytes", message))  # a bytearray does, and is not copied
         except (DecodeError, UnicodeDecodeError):
             call.finish(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(method.request_type))
             return

@@ -155,7 +155,7 @@ class FrontDoor(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._door.poll.heard()
+        self._door.poll.heard(self)
         now = time.monotonic()
         if self._stage == "idle":
             self._stage, self._header_bytes, self._in_headers, self._stage_began = "headers", 0, True, now

@@ -42,11 +42,18 @@ def loop() -> Loop:
     return Loop()
 
 
-def ask(loop: Loop, poll: BusyPoll, times: int, gap: float, work: float = 20 * US) -> float:
+def ask(
+    loop: Loop,
+    poll: BusyPoll,
+    times: int,
+    gap: float,
+    work: float = 20 * US,
+    connections: tuple[object, ...] = ("one",),
+) -> float:
     """So many requests, each so long after the answer before it; returns how long the loop was awake between them."""
     awake = 0.0
-    for _ in range(times):
-        poll.heard()
+    for number in range(times):
+        poll.heard(connections[number % len(connections)])
         loop.now += work
         poll.spoke()
         awake += loop.sleep(gap)
@@ -65,6 +72,22 @@ def test_slower_ones_cost_nothing(gap: float, loop: Loop) -> None:
     poll = BusyPoll(loop, GAP, loop.clock)
 
     assert ask(loop, poll, 200, gap) == 0
+
+
+def test_several_connections_cost_nothing(loop: Loop) -> None:
+    poll = BusyPoll(loop, GAP, loop.clock)
+
+    assert ask(loop, poll, 200, 10 * US, connections=("one", "two")) == 0
+
+
+def test_a_second_connection_ends_it_and_its_end_brings_it_back(loop: Loop) -> None:
+    poll = BusyPoll(loop, GAP, loop.clock)
+    ask(loop, poll, 200, 10 * US)
+    ask(loop, poll, 4, 10 * US, connections=("one", "two"))
+
+    assert ask(loop, poll, 100, 10 * US, connections=("one", "two")) == 0
+    ask(loop, poll, 30, 10 * US)
+    assert ask(loop, poll, 10, 10 * US) >= 10 * 10 * US
 
 
 def test_it_sleeps_when_they_end(loop: Loop) -> None:
@@ -96,7 +119,7 @@ def test_bursts_rarely_enough_cost_next_to_nothing(loop: Loop) -> None:
     awake = 0.0
     for _ in range(100):
         for _ in range(4):
-            poll.heard()
+            poll.heard("one")
         loop.now += 100 * US
         poll.spoke()
         awake += loop.sleep(0.1)

@@ -119,16 +119,16 @@ class Server:
     def in_flight(self) -> int:
         return len(self.application.calls)
 
-    def _echo(self, payload: bytes, call: Call) -> None:
-        self.seen.append(payload)
-        call.reply(payload)
+    def _echo(self, payload: bytes | bytearray, call: Call) -> None:
+        self.seen.append(bytes(payload))
+        call.reply(bytes(payload))
 
-    def _hold(self, payload: bytes, call: Call) -> None:
-        self.seen.append(payload)
+    def _hold(self, payload: bytes | bytearray, call: Call) -> None:
+        self.seen.append(bytes(payload))
         self.held.append(call)
         call.on_cancel = lambda: self.cancelled.append(call.stream.id)
 
-    def _break(self, _: bytes, __: Call) -> None:
+    def _break(self, _: bytes | bytearray, __: Call) -> None:
         raise ZeroDivisionError
 
     async def _chat(self, requests: AsyncIterator[bytes], _: Call) -> AsyncIterator[bytes]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +102,9 @@ class Handler(ABC):
 
     def predict(self, batch: Sequence[Prediction]) -> list[Outcome]:
         """Answer a batch: same length, same order, and a failing item fails alone. Each outcome holds the `stages`."""
-        began = time.perf_counter()
+        if len(batch) == 1:
+            return [self._predict_alone(batch[0])]
+        began = perf_counter()
         outcomes: list[Outcome | None] = [None] * len(batch)
         groups: dict[Hashable, list[_Item]] = {}
         for index, prediction in enumerate(batch):
@@ -118,7 +120,7 @@ class Handler(ABC):
                 outcomes[index] = _failed("decode", prediction, error)
             else:
                 groups.setdefault(group, []).append(item)
-        spent = _Spent(pre=time.perf_counter() - began)
+        spent = _Spent(pre=perf_counter() - began)
         for items in groups.values():
             self._answer(items, outcomes, spent)
         answered = [outcome for outcome in outcomes if outcome is not None]
@@ -127,6 +129,27 @@ class Handler(ABC):
         for outcome in answered:
             outcome.stages = stages
         return answered
+
+    def _predict_alone(self, prediction: Prediction) -> Outcome:
+        """A batch of one, as most are where few ask: grouping and parting would cost as much as all the rest."""
+        began = decoded = computed = perf_counter()
+        stage = "decode"
+        try:
+            plan = self._plan(prediction)
+            inputs = self._decode(plan, prediction)
+            stage = "graph"
+            inputs = self.collate([inputs])
+            decoded = computed = perf_counter()
+            outputs = plan.runnable.run(inputs)
+            computed = perf_counter()
+            outcome = self._encode(prediction, outputs)
+        except Exception as error:  # noqa: BLE001  as in a batch, whose neighbours must live on
+            if stage == "decode" and isinstance(error, PenstockError):
+                outcome = Outcome.of_error(error)
+            else:
+                outcome = _failed(stage, prediction, error)
+        outcome.stages = Stages(decoded - began, computed - decoded, perf_counter() - computed)
+        return outcome
 
     def mode_of(self, prediction: Prediction) -> Mode:
         """The mode that a request asks for."""
@@ -168,22 +191,22 @@ class Handler(ABC):
 
     def _answer(self, items: list[_Item], outcomes: list[Outcome | None], spent: _Spent) -> None:
         graph = self._plan(items[0].prediction).runnable
-        began = collated = time.perf_counter()
+        began = collated = perf_counter()
         try:
             inputs = self.collate([item.inputs for item in items])
-            collated = time.perf_counter()
+            collated = perf_counter()
             outputs = graph.run(inputs)
             if len(items) > 1:
                 _check_rows(outputs, sum(item.num_rows for item in items))
         except Exception as error:  # noqa: BLE001
-            spent.graph += time.perf_counter() - began
+            spent.graph += perf_counter() - began
             if len(items) > 1:  # find the guilty one: each alone
                 for item in items:
                     self._answer([item], outcomes, spent)
             else:
                 outcomes[items[0].place] = _failed("graph", items[0].prediction, error)
             return
-        computed = time.perf_counter()
+        computed = perf_counter()
         start = 0
         for item in items:
             stop = start + item.num_rows
@@ -193,7 +216,7 @@ class Handler(ABC):
             start = stop
         spent.pre += collated - began
         spent.graph += computed - collated
-        spent.post += time.perf_counter() - computed
+        spent.post += perf_counter() - computed
 
     def _encode(self, prediction: Prediction, outputs: Arrays) -> Outcome:
         try:

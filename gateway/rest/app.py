@@ -20,7 +20,7 @@ from starlette.responses import Response as StarletteResponse
 
 from formats.errors import BodyTooLarge, PenstockError
 from gateway.readiness import Readiness
-from gateway.rest.exchange import Request, Response
+from gateway.rest.exchange import Head, Request, Response
 from gateway.rest.oip import error_response
 from gateway.rest.routes import ROUTES, PredictionRoute
 from gateway.router import Router
@@ -125,7 +125,7 @@ async def _bridge(
         body += chunk
         if len(body) > settings.max_body_bytes:
             return _starlette(route.error(BodyTooLarge(f"body exceeds {settings.max_body_bytes} bytes")))
-    plain = Request(request.scope["path"], dict(request.headers.raw), bytes(body), time.monotonic())
+    plain = Request(Head(request.scope["path"], dict(request.headers.raw)), bytes(body), time.monotonic())
 
     def reply(response: Response, timing: Timing | None) -> None:
         if timing is not None and settings.server_timing:

@@ -6,13 +6,15 @@ import itertools
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.timing import Timing
 
-__all__ = ["Reply", "Request", "Response", "encode_response", "request_id"]
+if TYPE_CHECKING:
+    from gateway.rest.routes import PredictionRoute
+
+__all__ = ["Head", "Reply", "Request", "Response", "encode_response", "request_id"]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PREFIX = secrets.token_hex(8)
@@ -29,29 +31,57 @@ class Response(NamedTuple):
 Reply = Callable[[Response, Timing | None], None]
 
 
-@dataclass(slots=True)
+class Head:
+    """What stands before a body: request line and headers. One serves all requests that repeat it."""
+
+    __slots__ = ("asked", "headers", "keep_alive", "path", "route", "size")
+
+    def __init__(
+        self,
+        path: str,
+        headers: Mapping[bytes, bytes],
+        route: PredictionRoute | None = None,
+        size: int = 0,
+        *,
+        keep_alive: bool = True,
+    ) -> None:
+        self.path = path
+        """Percent-decoded, without the query."""
+        self.headers = headers
+        """Names in lower case; of a repeated header, the last."""
+        self.route = route
+        self.size = size
+        """Bytes of the body, by its Content-Length."""
+        self.keep_alive = keep_alive
+        self.asked: Any = None
+        """What the route's protocol has read in it, kept for the requests that repeat it."""
+
+
 class Request:
     """One complete request."""
 
-    path: str
-    """Percent-decoded, without the query."""
-    headers: Mapping[bytes, bytes]
-    """Names in lower case; of a repeated header, the last."""
-    body: bytes
-    received: float
-    """Monotonic second at which its last byte came."""
-    endpoint: str = ""
+    endpoint = ""
     """Set by the protocol once it is known to exist: what the metrics may name."""
+
+    def __init__(self, head: Head, body: bytes = b"", received: float = 0.0) -> None:
+        self.head = head
+        self.body = body
+        self.received = received
+        """Monotonic second at which its last byte came."""
+
+    @property
+    def path(self) -> str:
+        return self.head.path
 
     def header(self, name: bytes) -> str:
         """The value of a header, or the empty string; bytes beyond ASCII are kept as Latin-1."""
-        value = self.headers.get(name)
+        value = self.head.headers.get(name)
         return "" if value is None else value.decode("latin-1")
 
 
 def request_id(request: Request) -> str:
     """The client's own `x-request-id` where it is harmless, else a new one, unique across processes."""
-    own = request.headers.get(b"x-request-id")
+    own = request.head.headers.get(b"x-request-id")
     if own is not None and _REQUEST_ID.fullmatch(own):
         return own.decode()
     return f"{_PREFIX}-{next(_COUNTER):08x}"

@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 from formats.errors import BackendFailed, BodyTooLarge, PenstockError
 from gateway.busy_poll import BusyPoll
 from gateway.metrics import Metrics
-from gateway.rest.exchange import Request, Response, encode_response
+from gateway.rest.exchange import Head, Request, Response, encode_response
+from gateway.rest.heads import KnownHeads
 from gateway.rest.routes import ROUTES, PredictionRoute, match
 from gateway.router import Router
 from gateway.settings import Settings
@@ -46,52 +47,41 @@ class Door:
         self.router = router
         self.metrics = metrics
         self.poll = poll
+        self.heads = KnownHeads()
+        self.timeout_s = settings.request_timeout_s
+        self.tells_timing = settings.server_timing
         self.draining = False
         self.in_flight = 0
         """Predictions accepted and not yet answered."""
 
 
-class _Cycle:
+class _Cycle(Request):
     """One prediction on one connection. Stands where uvicorn expects its own request cycle, pipelining included."""
 
-    __slots__ = (
-        "body",
-        "complete",
-        "disconnected",
-        "headers",
-        "keep_alive",
-        "message_event",
-        "path",
-        "protocol",
-        "response_complete",
-        "route",
-        "size",
-        "turn",
-    )
+    size = 0
+    complete = False
+    """The whole request has arrived."""
+    turn = False
+    """Everything before it on this connection has been answered."""
+    response_complete = False
+    disconnected = False
 
-    def __init__(
-        self,
-        protocol: FrontDoor,
-        route: PredictionRoute,
-        path: str,
-        headers: dict[bytes, bytes],
-        *,
-        keep_alive: bool,
-    ) -> None:
+    def __init__(self, protocol: FrontDoor, head: Head) -> None:
         self.protocol = protocol
-        self.route = route
-        self.path = path
-        self.headers = headers
-        self.keep_alive = keep_alive
-        self.body: list[bytes] = []
-        self.size = 0
-        self.complete = False
-        """The whole request has arrived."""
-        self.turn = False
-        """Everything before it on this connection has been answered."""
-        self.response_complete = False
-        self.disconnected = False
+        self.head = head
+        self.pieces: list[bytes] = []
+        """Of the body, as they arrive."""
         self.message_event = _NOBODY_WAITS
+
+    @property
+    def keep_alive(self) -> bool:
+        return self.head.keep_alive
+
+    @property
+    def route(self) -> PredictionRoute:
+        route = self.head.route
+        assert route is not None, "only predictions become cycles of ours"
+        return route
 
     async def run_asgi(self, _app: object) -> None:
         """Called by uvicorn when the answers before this one are out."""
@@ -132,6 +122,8 @@ class FrontDoor(HttpToolsProtocol):
         self._last_words: Response | None = None
         """A refusal that waits for the answers before it."""
         self._unsent = 0
+        self._opening = b""
+        """What is being read, while its first request is: where a head worth remembering stands."""
         self._in_headers = False
         self._header_bytes = 0
         self._taken = 0
@@ -155,7 +147,18 @@ class FrontDoor(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._door.poll.heard(self)
+        door = self._door
+        door.poll.heard(self)
+        if self._stage == "idle":
+            known = door.heads.find(data)
+            if known is not None:
+                head, begin = known
+                cycle = _Cycle(self, head)
+                cycle.body, cycle.complete = data[begin:], True
+                if self._enqueue(cycle):
+                    self.dispatch(cycle)
+                return
+            self._opening = data
         now = time.monotonic()
         if self._stage == "idle":
             self._stage, self._header_bytes, self._in_headers, self._stage_began = "headers", 0, True, now
@@ -164,6 +167,7 @@ class FrontDoor(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
         super().data_received(data)
+        self._opening = b""
         if self._in_headers:
             self._check_headers(self._header_bytes)
 
@@ -214,7 +218,7 @@ class FrontDoor(HttpToolsProtocol):
         if cycle.size > self._door.settings.max_body_bytes:
             self._too_large(cycle.route)
         else:
-            cycle.body.append(body)
+            cycle.pieces.append(body)
 
     def on_message_complete(self) -> None:
         self._stage, self._in_headers = "idle", False
@@ -225,6 +229,8 @@ class FrontDoor(HttpToolsProtocol):
             super().on_message_complete()
             return
         cycle.complete = True
+        cycle.body = cycle.pieces[0] if len(cycle.pieces) == 1 else b"".join(cycle.pieces)
+        cycle.pieces = []
         if cycle.turn:
             self.dispatch(cycle)
 
@@ -232,36 +238,36 @@ class FrontDoor(HttpToolsProtocol):
 
     def dispatch(self, cycle: _Cycle) -> None:
         """Hand one complete request to its protocol; the answer comes back through `_reply`."""
-        body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
-        request = Request(cycle.path, cycle.headers, body, time.monotonic())
-        cycle.body = []
-        self._door.in_flight += 1
-        reply = partial(self._reply, cycle, request)
+        door = self._door
+        cycle.received = time.monotonic()
+        door.in_flight += 1
+        route = cycle.route
+        reply = partial(self._reply, cycle)
         try:
-            cycle.route.handle(request, self._door.router, self._door.settings.request_timeout_s, reply)
+            route.handle(cycle, door.router, door.timeout_s, reply)
         except PenstockError as error:
-            reply(cycle.route.error(error), None)
+            reply(route.error(error), None)
         except Exception:  # noqa: BLE001  one request's surprise must not reach its connection
-            _log.exception("%s request to %s", cycle.route.protocol, request.endpoint or "an unknown endpoint")
-            reply(cycle.route.error(BackendFailed("internal error of the gateway; see its log")), None)
+            _log.exception("%s request to %s", route.protocol, cycle.endpoint or "an unknown endpoint")
+            reply(route.error(BackendFailed("internal error of the gateway; see its log")), None)
 
-    def _reply(self, cycle: _Cycle, request: Request, response: Response, timing: Timing | None) -> None:
+    def _reply(self, cycle: _Cycle, response: Response, timing: Timing | None) -> None:
         door = self._door
         door.in_flight -= 1
-        seconds = time.monotonic() - request.received
+        seconds = time.monotonic() - cycle.received
         code = "499" if cycle.disconnected else str(response.status)
-        door.metrics.answered(cycle.route.protocol, request.endpoint, code, seconds)
+        door.metrics.answered(cycle.route.protocol, cycle.endpoint, code, seconds)
         cycle.response_complete = True
         if cycle.disconnected or self.transport.is_closing():
             return
-        close = not cycle.keep_alive or (door.draining and not self._more_to_say)
-        shown = server_timing(seconds, timing) if timing is not None and door.settings.server_timing else b""
+        close = not cycle.head.keep_alive or (door.draining and not self._more_to_say)
+        shown = server_timing(seconds, timing) if timing is not None and door.tells_timing else b""
         self.transport.write(encode_response(response, close=close, server_timing=shown))
         self._stage_began = time.monotonic()
         door.poll.spoke()
         if close:
             self.transport.close()
-        else:
+        elif self.pipeline or self._last_words is not None or self.flow.read_paused:
             self._advance()
 
     @property
@@ -305,15 +311,22 @@ class FrontDoor(HttpToolsProtocol):
             self._refuse(400, "protocol upgrades are not offered; send plain HTTP/1.1")
             return
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = _Cycle(self, route, path, headers, keep_alive=keep_alive)
+        head = Head(path, headers, route, declared, keep_alive=keep_alive)
+        if self._opening:
+            self._door.heads.remember(self._opening, head)
+            self._opening = b""
+        if self._enqueue(_Cycle(self, head)) and self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _enqueue(self, cycle: _Cycle) -> bool:
+        """Put a request in line for its answer; true when its turn has come already."""
         previous, self.cycle = self.cycle, cycle  # type: ignore[assignment]
         if previous is None or previous.response_complete:
             cycle.turn = True
-            if self.expect_100_continue:
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+            return True
+        self.flow.pause_reading()
+        self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+        return False
 
     # everything else
 

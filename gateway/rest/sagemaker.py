@@ -7,6 +7,8 @@ container form lets it through.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import orjson
 
@@ -25,6 +27,35 @@ _ACCOUNT = "local"
 _MAX_MESSAGE = 2048
 
 
+class _Asked(NamedTuple):
+    """What the headers say."""
+
+    target_model: str
+    variant: str
+    content_type: str
+    accept: str
+    mode: str
+    parameters: Mapping[str, str]
+    traceparent: str
+
+
+def _asked(request: Request) -> _Asked:
+    """Read once for all requests that repeat their headers."""
+    asked: _Asked | None = request.head.asked
+    if asked is None:
+        attributes = request.header(b"x-amzn-sagemaker-custom-attributes")
+        asked = request.head.asked = _Asked(
+            target_model=request.header(b"x-amzn-sagemaker-target-model"),
+            variant=request.header(b"x-amzn-sagemaker-target-variant"),
+            content_type=request.header(b"content-type"),
+            accept=request.header(b"accept"),
+            mode=mode_in(attributes),
+            parameters={"custom_attributes": attributes} if attributes else {},
+            traceparent=request.header(b"traceparent"),
+        )
+    return asked
+
+
 def runtime_invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
     """`POST /endpoints/{name}/invocations`, as an unmodified boto3 client sends it."""
     name = request.path.split("/")[2]
@@ -35,7 +66,7 @@ def runtime_invocations(request: Request, router: Router, timeout_s: float, repl
             text = f"endpoint name '{name[:63]}' must be up to 63 letters, digits and inner hyphens"
             raise InvalidRequest(text) from error
         raise NotFound(f"Endpoint {name} of account {_ACCOUNT} not found.") from error
-    if request.header(b"x-amzn-sagemaker-target-model"):
+    if _asked(request).target_model:
         text = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
         raise InvalidRequest(text)
     _invoke(request, router, endpoint, timeout_s, reply, runtime=True)
@@ -50,22 +81,23 @@ def invocations(request: Request, router: Router, timeout_s: float, reply: Reply
 def _invoke(
     request: Request, router: Router, endpoint: Endpoint, timeout_s: float, reply: Reply, *, runtime: bool
 ) -> None:
-    variant = endpoint.pick(request.header(b"x-amzn-sagemaker-target-variant"))
+    asked = _asked(request)
+    variant = endpoint.pick(asked.variant)
     request.endpoint = endpoint.name
     identifier = request_id(request)
-    attributes = request.header(b"x-amzn-sagemaker-custom-attributes")
-    deployment = router.in_mode(variant.deployment, mode_in(attributes))
+    deployment = router.in_mode(variant.deployment, asked.mode)
+    manifest = deployment.manifest
     prediction = Prediction(
-        model=deployment.manifest.name,
-        version=deployment.manifest.version,
+        model=manifest.name,
+        version=manifest.version,
         body=request.body,
-        content_type=request.header(b"content-type"),
-        accept=request.header(b"accept"),
+        content_type=asked.content_type,
+        accept=asked.accept,
         mode=deployment.mode,
-        parameters={"custom_attributes": attributes} if attributes else {},
+        parameters=asked.parameters,
         deadline=request.received + timeout_s,
         request_id=identifier,
-        traceparent=request.header(b"traceparent"),
+        traceparent=asked.traceparent,
     )
     always = [
         (b"x-amzn-requestid", identifier.encode()),

@@ -73,11 +73,12 @@ class OnnxGraph:
         # what ONNX Runtime's own `run` does before this costs a quarter of a small graph's run, and looks for missing
         # inputs, which have been looked for
         self._run: Callable[..., list[Array]] = session._sess.run  # noqa: SLF001
+        self._options = ort.RunOptions()  # or every run makes its own
         self._outputs = [spec.name for spec in graph.outputs]
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         feed = inputs if type(inputs) is dict else dict(inputs)
-        return dict(zip(self._outputs, self._run(self._outputs, feed, None), strict=True))
+        return dict(zip(self._outputs, self._run(self._outputs, feed, self._options), strict=True))
 
 
 class TorchScriptGraph:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -31,17 +31,17 @@ class TensorHandler(Handler):
             body = orjson.loads(prediction.body)
         except ValueError as error:
             raise InvalidBody(f"body is not JSON: {error}") from error
-        names = [spec.name for spec in graph.inputs]
-        if type(body) is not dict or len(body) != len(names) or not all(name in body for name in names):
+        specs = graph.inputs
+        if type(body) is not dict or len(body) != len(specs) or any(spec.name not in body for spec in specs):
             found = ", ".join(body) if isinstance(body, dict) else type(body).__name__
-            raise InvalidBody(
-                f"body must be a JSON object with exactly the fields {', '.join(names)}; found {found[:200]}"
-            )
-        arrays = {spec.name: _array(spec, body[spec.name]) for spec in graph.inputs}
+            names = ", ".join(spec.name for spec in specs)
+            raise InvalidBody(f"body must be a JSON object with exactly the fields {names}; found {found[:200]}")
+        arrays = {spec.name: _array(spec, body[spec.name]) for spec in specs}
         if graph.batched:
-            rows = {name: len(array) for name, array in arrays.items()}
-            if len(set(rows.values())) != 1 or 0 in rows.values():
-                raise InvalidBody(f"inputs must share one batch size of at least 1; got {rows}")
+            rows = set(map(len, arrays.values()))
+            if len(rows) != 1 or 0 in rows:
+                sizes = {name: len(array) for name, array in arrays.items()}
+                raise InvalidBody(f"inputs must share one batch size of at least 1; got {sizes}")
         return arrays
 
     def encode(self, prediction: Prediction, outputs: Arrays) -> Answer:  # noqa: ARG002
@@ -57,18 +57,19 @@ def _plain(array: Array) -> Any:
 
 
 def _array(spec: TensorSpec, value: Any) -> Array:
-    dtype = DATATYPES[spec.datatype]
+    element = _ELEMENTS[spec.datatype]
     shape, values = _flatten(spec, value)
     # by hand, for numpy's own guess turns true into 1 and 1 into "1"
-    foreign = set(map(type, values)) - _TYPES[dtype.kind]
+    foreign = set(map(type, values)) - element.types
     if foreign:
         found = ", ".join(sorted(_JSON_NAMES.get(kind, kind.__name__) for kind in foreign))
         raise InvalidBody(f"field '{spec.name}': holds {found}; expected {spec.datatype} of shape {spec.shape}")
-    if dtype.kind == "O":
+    dtype = element.dtype
+    if not element.code:
         return np.array(values, dtype).reshape(shape)
     try:
         # twice as fast as numpy for a few numbers, equal for many, and refuses what does not fit
-        packed = struct.pack(f"<{len(values)}{_CODES[dtype.kind][dtype.itemsize]}", *values)
+        packed = struct.pack(f"<{len(values)}{element.code}", *values)
     except (OverflowError, struct.error) as error:
         if dtype.kind == "f":
             raise InvalidBody(f"field '{spec.name}': a value is too large for {spec.datatype}") from error
@@ -97,11 +98,27 @@ def _flatten(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
     return shape, level
 
 
+class _Element(NamedTuple):
+    """What a tensor's elements are in numpy, in JSON, and to `struct`."""
+
+    dtype: np.dtype[Any]
+    types: frozenset[type]
+    code: str
+
+
 _CODES = {"f": {2: "e", 4: "f", 8: "d"}, "i": dict(zip((1, 2, 4, 8), "bhiq", strict=True)), "b": {1: "?"}}
 _CODES["u"] = {size: code.upper() for size, code in _CODES["i"].items()}
-"""Of `struct`, by the kind and the bytes of a dtype."""
-_TYPES: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}, "O": {str}}
-"""Types of JSON values that may become a tensor of a kind."""
+_TYPES = {
+    "f": frozenset({float, int}),
+    "i": frozenset({int}),
+    "u": frozenset({int}),
+    "b": frozenset({bool}),
+    "O": frozenset({str}),
+}
+_ELEMENTS = {
+    name: _Element(dtype, _TYPES[dtype.kind], _CODES.get(dtype.kind, {}).get(dtype.itemsize, ""))
+    for name, dtype in DATATYPES.items()
+}
 _JSON_NAMES: dict[type, str] = {
     list: "lists (rows of different lengths, or nested too deep)",
     dict: "objects",

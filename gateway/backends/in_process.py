@@ -7,6 +7,8 @@ model. Anything else runs on a thread, one batch at a time, while the loop goes 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +130,9 @@ class InProcessBackend:
         """Monotonic second at which the thread got its batch."""
 
     async def start(self) -> None:
+        if self._settings.cpus and sys.platform == "linux":
+            # this thread, and those that it starts from now on
+            os.sched_setaffinity(0, self._settings.cpus_of(0))
         await self._loop.run_in_executor(self._thread, _import_host)
 
     async def load(self, bundle: Bundle) -> None:

@@ -118,13 +118,30 @@ def publish(
         typer.Option("--input", help="Of a TorchScript file, as NAME:DATATYPE:SHAPE, like x:FP32:-1,16; repeatable."),
     ] = None,
     output: Annotated[list[str] | None, typer.Option(help="Likewise, in the order of what it returns.")] = None,
+    batched: Annotated[
+        bool | None,
+        typer.Option(
+            help="Of a graph file: first axes count independent rows, so that requests may share runs."
+            " Default: found out by trying."
+        ),
+    ] = None,
+    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Of a graph file: requests in one call.")] = None,
+    max_batch_seconds: Annotated[float | None, typer.Option(help="Likewise: longest that a call should take.")] = None,
+    bucket_bytes: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Likewise: a bound of body sizes, only within two of which requests share a call; ascending."
+        ),
+    ] = None,
 ) -> None:
     """Put a bundle into the store, whole or not at all; a running gateway picks it up."""
     from exporters.archive import write_archive  # noqa: PLC0415
     from model_store.store import check_name  # noqa: PLC0415
 
     root = _open_store(store)
-    with _user_errors(), _bundle_of(bundle, algorithm, input_ or [], output or []) as directory:
+    given = {"max_batch_size": max_batch_size, "max_batch_seconds": max_batch_seconds, "bucket_bytes": bucket_bytes}
+    limits = {name: value for name, value in given.items() if value is not None}
+    with _user_errors(), _bundle_of(bundle, algorithm, input_ or [], output or [], batched, limits) as directory:
         check_name(name)
         published = root.publish(directory, name=name, version=version, archive=write_archive)
     typer.echo(f"{published.manifest.name} version {published.manifest.version}: {published.path}")
@@ -386,11 +403,20 @@ def _open_store(root: Path | None) -> Store:
 
 
 @contextmanager
-def _bundle_of(path: Path, algorithm: str | None, inputs: list[str], outputs: list[str]) -> Iterator[Path]:
+def _bundle_of(
+    path: Path,
+    algorithm: str | None,
+    inputs: list[str],
+    outputs: list[str],
+    batched: bool | None,
+    limits: dict[str, Any],
+) -> Iterator[Path]:
     """The bundle to publish; around a bare graph file one is made for the moment."""
     if algorithm is None and not path.is_file():
-        if inputs or outputs:
-            raise ValueError("--input and --output belong to a graph file and --algorithm tensor")
+        given = {"input": inputs, "output": outputs, "batched": batched is not None, **limits}
+        strange = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+        if strange:
+            raise ValueError(f"{', '.join(strange)}: only for a graph file and --algorithm tensor")
         yield path
         return
     if algorithm != "tensor":
@@ -409,6 +435,9 @@ def _bundle_of(path: Path, algorithm: str | None, inputs: list[str], outputs: li
             Path(directory) / "bundle",
             inputs=[parse_spec(each) for each in inputs],
             outputs=[parse_spec(each) for each in outputs],
+            batched=batched,
+            limits=limits,
+            write=lambda text: typer.echo(f"penstock: {path}: {text}", err=True),
         )
 
 

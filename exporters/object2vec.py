@@ -123,13 +123,18 @@ def _made(network: Network, wanted: Hyperparameters, side: int, num_rows: int) -
     return ids.masked_fill(torch.arange(longest) >= lengths[:, None], -1)
 
 
+_BUCKET_BYTES = [256, 1024, 4096, 16384]
+"""A batch is padded to its longest member: 15 requests of 6 tokens and one of 150 take a bilstm of 256 units 25.6 ms
+together, 4.7 ms in two batches, an hcnn 7.7 and 2.2 ms; with 30 tokens instead of 150, 5.8 and 2.6, 2.2 and 1.9 ms."""
+
+
 def _mode(graph: str, placement: list[Device]) -> Mode:
     return Mode(
         graph=graph,
         placement=placement,
         content_types=_CONTENT_TYPES,
         accepts=_CONTENT_TYPES,
-        batching=Batching(max_batch_size=64),
+        batching=Batching(max_batch_size=64, bucket_bytes=_BUCKET_BYTES),
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from exporters.row_independence import Array, Axes, Run, told_by_names, told_by_trying
 from formats.signatures import describe
 from formats.tensors import DATATYPES, datatype_of
 from model_store.manifest import Batching, Graph, Manifest, Mode, TensorSpec
@@ -23,7 +26,14 @@ _ZIP = b"PK\x03\x04"  # what torch.jit.save writes is a zip archive; an ONNX fil
 
 
 def export_graph(
-    model: Path, output: Path, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()
+    model: Path,
+    output: Path,
+    *,
+    inputs: Sequence[TensorSpec] = (),
+    outputs: Sequence[TensorSpec] = (),
+    batched: bool | None = None,
+    limits: Mapping[str, Any] | None = None,
+    write: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """Write a bundle around an ONNX or a TorchScript file.
 
@@ -32,41 +42,62 @@ def export_graph(
         output: the directory to make.
         inputs: of a TorchScript file, in the order of its arguments; an ONNX file states its own.
         outputs: likewise, in the order of what it returns.
+        batched: do first axes count independent rows, so that requests may share runs? None finds out, by the names of
+            axes and by trying.
+        limits: fields of `model_store.manifest.Batching` that are not to be the default.
+        write: is told why requests will not share runs, where first axes would allow it.
 
     Raises:
         ValueError: neither of the two, a graph that has no tensors or other ones than stated, weights in other files,
-            or a signature where none belongs or none where one does.
+            a signature where none belongs or none where one does, a limit out of range, or `batched` of a graph with a
+            first axis that does not vary.
         FileNotFoundError: there is no such file.
     """
     with model.open("rb") as file:
         is_torchscript = file.read(len(_ZIP)) == _ZIP
     if is_torchscript:
-        _check_torchscript(model, inputs, outputs)
-        graph = Graph(torchscript="model.pt", inputs=list(inputs), outputs=list(outputs), batched=False)
+        run = _check_torchscript(model, inputs, outputs)
+        graph = Graph(torchscript="model.pt", inputs=list(inputs), outputs=list(outputs))
+        axes: Axes = {}
     else:
         if inputs or outputs:
             raise ValueError(f"{model} is not TorchScript; an ONNX file states its own inputs and outputs")
-        graph = _onnx_graph(model)
-    # independent rows are the custom where every first axis may vary; nothing in a graph says so
-    batched = bool(graph.inputs) and all(spec.shape[:1] == [-1] for spec in graph.inputs + graph.outputs)
+        graph, axes = _onnx_graph(model)
+        run = _onnx_run(model, graph)
+    rows_are_free = _is_batched(graph, axes, run, batched, write)
+    batching = Batching(**{"max_batch_size": 64 if rows_are_free else 1, **(limits or {})})
     mode = Mode(
         graph="model",
         placement=["cpu", "gpu"],
         content_types=["application/json"],
         accepts=["application/json"],
-        batching=Batching(max_batch_size=64 if batched else 1),
+        batching=batching,
     )
     manifest = Manifest(
         algorithm="tensor",
         default_mode="predict",
         modes={"predict": mode},
-        graphs={"model": graph.model_copy(update={"batched": batched})},
+        graphs={"model": graph.model_copy(update={"batched": rows_are_free})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     output.mkdir(parents=True)
     shutil.copyfile(model, output / str(graph.torchscript or graph.onnx))
     seal(output, manifest)
     return output
+
+
+def _is_batched(graph: Graph, axes: Axes, run: Run, wanted: bool | None, write: Callable[[str], object]) -> bool:
+    """Shared runs are faster, but no client's rows may show in another's answer: what is not shown is not assumed."""
+    fixed = [spec for spec in graph.inputs + graph.outputs if spec.shape[:1] != [-1]]
+    if wanted and (fixed or not graph.inputs):
+        found = f"'{fixed[0].name}' has shape {fixed[0].shape}" if fixed else "it has no input"
+        raise ValueError(f"--batched needs first axes that may vary, of every input and output; {found}")
+    if wanted is not None or fixed or not graph.inputs:
+        return bool(wanted)
+    why = told_by_names(axes) or told_by_trying(graph.inputs, run)
+    if why:
+        write(f"requests will not share runs of the graph: {why}; --batched says that its rows are independent")
+    return not why
 
 
 def parse_spec(text: str) -> TensorSpec:
@@ -86,7 +117,7 @@ def parse_spec(text: str) -> TensorSpec:
     return TensorSpec(name=name, datatype=datatype, shape=[int(d) for d in dimensions.split(",") if d])
 
 
-def _onnx_graph(model: Path) -> Graph:
+def _onnx_graph(model: Path) -> tuple[Graph, Axes]:
     import onnx  # noqa: PLC0415  slow to import
 
     try:
@@ -101,9 +132,38 @@ def _onnx_graph(model: Path) -> Graph:
     if outside:
         raise ValueError(f"{model}: weight '{outside[0]}' lies in another file; save the model as one file")
     weights = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [_spec(value, onnx) for value in proto.graph.input if value.name not in weights]
+    values = [value for value in proto.graph.input if value.name not in weights]
+    inputs = [_spec(value, onnx) for value in values]
     outputs = [_spec(value, onnx) for value in proto.graph.output]
-    return Graph(onnx="model.onnx", inputs=inputs, outputs=outputs)
+    graph = Graph(onnx="model.onnx", inputs=inputs, outputs=outputs)
+    axes = {f"input '{value.name}'": _axes(value) for value in values}
+    axes |= {f"output '{value.name}'": _axes(value) for value in proto.graph.output}
+    return graph, axes
+
+
+def _onnx_run(model: Path, graph: Graph) -> Run:
+    """The graph on ONNX Runtime, loaded when it is first run."""
+    names = [spec.name for spec in graph.outputs]
+
+    @cache
+    def session() -> Any:
+        # read once, at import: without it ONNX Runtime keeps a device id in the home directory and reports home
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime as ort  # noqa: PLC0415  slow to import
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what a graph refuses is told by exceptions
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: Mapping[str, Array]) -> Sequence[Array]:
+        results: Sequence[Array] = session().run(names, dict(inputs))
+        return results
+
+    return run
+
+
+def _axes(value: Any) -> list[str]:
+    return [dimension.dim_param for dimension in value.type.tensor_type.shape.dim]
 
 
 def _spec(value: Any, onnx: Any) -> TensorSpec:
@@ -115,8 +175,11 @@ def _spec(value: Any, onnx: Any) -> TensorSpec:
     return TensorSpec(name=value.name, datatype=datatype_of(dtype), shape=shape)
 
 
-def _check_torchscript(model: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Hold the stated signature against the module: by its arguments, and by one run on zeros where shapes allow it."""
+def _check_torchscript(model: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Run:
+    """Hold the stated signature against the module: by its arguments, and by one run on zeros where shapes allow it.
+
+    Returns: the module.
+    """
     import torch  # noqa: PLC0415  slow to import
 
     if not inputs or not outputs:
@@ -139,28 +202,42 @@ def _check_torchscript(model: Path, inputs: Sequence[TensorSpec], outputs: Seque
     if not required <= len(inputs) <= len(arguments):
         taken = ", ".join(argument.name for argument in arguments)
         raise ValueError(f"{model} takes {len(arguments)} inputs ({taken}); {len(inputs)} are stated")
+    run = _torchscript_run(module, inputs)
     # zeros of a length that nobody stated might be refused for good reasons
     if all(dimension != -1 for spec in inputs for dimension in spec.shape[1:]):
-        _try(module, model, inputs, outputs)
+        _try(run, model, inputs, outputs)
+    return run
 
 
-def _try(module: Any, model: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+def _torchscript_run(module: Any, inputs: Sequence[TensorSpec]) -> Run:
     import torch  # noqa: PLC0415
 
-    shapes = [[2 if dimension == -1 else dimension for dimension in spec.shape] for spec in inputs]
-    zeros = [torch.tensor(np.zeros(s, DATATYPES[i.datatype])) for s, i in zip(shapes, inputs, strict=True)]
-    try:
+    def run(arrays: Mapping[str, Array]) -> Sequence[Array]:
         with torch.inference_mode():
-            result = module(*zeros)
+            result = module(*(torch.tensor(arrays[spec.name]) for spec in inputs))
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if not all(isinstance(each, torch.Tensor) for each in results):
+            found = ", ".join(type(each).__name__ for each in results)
+            raise TypeError(f"returns {len(results)} values ({found})")
+        return [each.numpy() for each in results]
+
+    return run
+
+
+def _try(run: Run, model: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    shapes = [[2 if dimension == -1 else dimension for dimension in spec.shape] for spec in inputs]
+    zeros = {i.name: np.zeros(s, DATATYPES[i.datatype]) for s, i in zip(shapes, inputs, strict=True)}
+    try:
+        results = run(zeros)
+    except TypeError as error:
+        raise ValueError(f"{model} {error}; {len(outputs)} output tensors are stated") from error
     except RuntimeError as error:
         *_, last_line = str(error).strip().splitlines()
         raise ValueError(f"{model} does not run on zeros of the stated inputs, shapes {shapes}: {last_line}") from error
-    results = result if isinstance(result, (tuple, list)) else (result,)
-    if len(results) != len(outputs) or not all(isinstance(each, torch.Tensor) for each in results):
-        found = ", ".join(type(each).__name__ for each in results)
-        raise ValueError(f"{model} returns {len(results)} values ({found}); {len(outputs)} output tensors are stated")
+    if len(results) != len(outputs):
+        raise ValueError(f"{model} returns {len(results)} values; {len(outputs)} output tensors are stated")
     for spec, value in zip(outputs, results, strict=True):
-        datatype, shape = datatype_of(value.numpy().dtype), list(value.shape)
+        datatype, shape = datatype_of(value.dtype), list(value.shape)
         fits = len(shape) == len(spec.shape) and all(e in (-1, a) for e, a in zip(spec.shape, shape, strict=True))
         if datatype != spec.datatype or not fits:
             stated = f"{spec.datatype} {spec.shape}"

@@ -65,8 +65,9 @@ class PoolSettings(BaseModel):
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads inside one operator of one worker; workers times threads should not pass the cores."""
     cpus: list[Annotated[int, Field(ge=0)]] = []
-    """Processors by number that workers are bound to, `threads` of them each, by turns (backend `embedded`, Linux).
-    Empty: the system moves them as it likes."""
+    """Processors by number that workers are bound to, `threads` of them each, by turns (backend `embedded`, Linux): all
+    workers of all gateway processes are counted through. With `workers = 0` the gateway processes themselves are
+    bound. Empty: the system moves them as it likes."""
     on_cpu: bool = False
     """Compute on the CPU though `device` is `gpu`: to try out placements on a machine without one."""
     engine: Literal["onnx", "torchscript"] = "onnx"
@@ -86,6 +87,18 @@ class PoolSettings(BaseModel):
         device = "cpu" if self.on_cpu else self.device
         return {"engine": self.engine, "device": device, "threads": self.threads}
 
+    def cpus_of(self, worker: int) -> set[int]:
+        """What the worker of a number is bound to; `cpus` is not empty."""
+        first = worker * self.threads
+        return {self.cpus[(first + place) % len(self.cpus)] for place in range(self.threads)}
+
+    def of_process(self, index: int) -> PoolSettings:
+        """The settings for one of several gateway processes: its turn of the processors comes after the others'."""
+        if not self.cpus:
+            return self
+        turn = index * max(self.workers, 1) * self.threads % len(self.cpus)
+        return self.model_copy(update={"cpus": self.cpus[turn:] + self.cpus[:turn]})
+
     @model_validator(mode="after")
     def _workers_where_needed(self) -> PoolSettings:
         if self.backend == "torchserve" and not self.workers:
@@ -96,8 +109,8 @@ class PoolSettings(BaseModel):
     def _cpus_that_are_there(self) -> PoolSettings:
         if not self.cpus:
             return self
-        if self.backend != "embedded" or not self.workers:
-            raise ValueError("cpus binds worker processes of backend 'embedded'; this pool has none")
+        if self.backend != "embedded":
+            raise ValueError("cpus binds what backend 'embedded' runs; this pool has another")
         if not hasattr(os, "sched_getaffinity"):
             raise ValueError("cpus: this system does not bind processes to processors")
         there = os.sched_getaffinity(0)
@@ -205,6 +218,17 @@ class Settings(BaseSettings):
             if self.processes > 1 and "workers" not in pool.model_fields_set:
                 workers = share_of(pool.workers, self.processes)
                 self.pools[name] = pool.model_copy(update={"workers": workers})
+        return self
+
+    @model_validator(mode="after")
+    def _cpus_of_a_bound_process(self) -> Self:
+        """What a process starts is bound as it is: it must be bound alike, or by itself."""
+        bound = {name: pool for name, pool in self.pools.items() if pool.cpus and not pool.workers}
+        for name, first in bound.items():
+            for other, pool in self.pools.items():
+                if not pool.cpus or (other in bound and (pool.cpus, pool.threads) != (first.cpus, first.threads)):
+                    same = "the same cpus and threads" if not pool.workers else "cpus of its own"
+                    raise ValueError(f"pools.{name}.cpus binds the gateway process: pool '{other}' needs {same}")
         return self
 
     @classmethod

@@ -222,7 +222,8 @@ class Supervisor:
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         child = _Child(next(self._lives), process, writer)
-        changes = {"http_port": self.http_port, "grpc_port": self.grpc_port, "run_dir": directory}
+        pools = {name: pool.of_process(index) for name, pool in self.settings.pools.items()}
+        changes = {"http_port": self.http_port, "grpc_port": self.grpc_port, "run_dir": directory, "pools": pools}
         child.tell(
             {
                 "settings": self.settings.model_copy(update=changes).model_dump_json(),

@@ -6,6 +6,7 @@ Its own inputs are also reachable through the tensor protocols, as those of ever
 from __future__ import annotations
 
 import struct
+from collections.abc import Hashable
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -15,15 +16,25 @@ import orjson
 from formats.envelope import Prediction
 from formats.errors import InvalidBody
 from formats.tensors import DATATYPES
-from handlers.graph import Array, Arrays
+from handlers.graph import Array, Arrays, Runtime
 from handlers.handler import Answer, Handler
 from model_store.manifest import TensorSpec
+from model_store.store import Bundle
 
 __all__ = ["TensorHandler"]
 
 
 class TensorHandler(Handler):
     """Serves algorithm `tensor`."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        super().__init__(bundle, runtime)
+        specs = [spec for graph in bundle.manifest.graphs.values() for spec in graph.inputs]
+        self._rows_differ = any(-1 in spec.shape[1:] for spec in specs)
+
+    def likeness(self, inputs: Arrays) -> Hashable:
+        """The shapes of rows, where they may differ: only equal ones can be joined."""
+        return tuple([array.shape[1:] for array in inputs.values()]) if self._rows_differ else None
 
     def decode(self, prediction: Prediction) -> Arrays:
         graph = self.graph_of(prediction)

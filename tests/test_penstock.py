@@ -112,7 +112,11 @@ def test_the_store_may_come_from_the_environment(tmp_path: Path, store: Path, mo
         (["text", "--name", "m", "--algorithm", "alchemy"], "--algorithm alchemy: only `tensor`"),
         (["nowhere", "--name", "m", "--algorithm", "tensor"], "No such file"),
         (["bundle", "--name", "m", "--algorithm", "tensor"], "Is a directory"),
-        (["bundle", "--name", "m", "--input", "x:FP32:1"], "--input and --output belong to a graph file"),
+        (["bundle", "--name", "m", "--input", "x:FP32:1"], "--input: only for a graph file and --algorithm tensor"),
+        (
+            ["bundle", "--name", "m", "--no-batched", "--bucket-bytes", "9"],
+            "--batched, --bucket-bytes: only for a graph file and --algorithm tensor",
+        ),
         (["text", "--name", "m", "--algorithm", "tensor", "--input", "x"], "expected NAME:DATATYPE:SHAPE"),
     ],
 )
@@ -145,6 +149,29 @@ def test_a_torchscript_file_is_published_with_a_stated_signature(tmp_path: Path,
     assert "state every input" in complaint(
         "publish", tmp_path / "m.pt", "--algorithm", "tensor", "--name", "m", "--store", store
     )
+
+
+def test_how_a_graph_file_is_batched_is_found_out_or_stated(tmp_path: Path, store: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, which is what is served
+        torch.jit.trace(torch.nn.Softmax(0), torch.zeros(1, 4)).save(tmp_path / "m.pt")  # type: ignore[no-untyped-call]
+    graph = ["publish", tmp_path / "m.pt", "--algorithm", "tensor", "--name", "m", "--store", store]
+    graph += ["--input", "x:FP32:-1,4", "--output", "y:FP32:-1,4"]
+
+    found = run(*graph)
+    stated = run(*graph, "--batched", "--max-batch-size", "9", "--max-batch-seconds", "0.2", "--bucket-bytes", "64",
+                 "--bucket-bytes", "256")  # fmt: skip
+    refused = run(*graph, "--bucket-bytes", "64", "--bucket-bytes", "32")
+
+    assert "requests will not share runs of the graph: output 0" in found.stderr
+    assert not Store(store).open("m", "1").manifest.graphs["model"].batched
+    assert (stated.exit_code, stated.stderr) == (0, "")
+    manifest = Store(store).open("m", "2").manifest
+    assert manifest.graphs["model"].batched
+    batching = manifest.modes["predict"].batching
+    assert (batching.max_batch_size, batching.max_batch_seconds, batching.bucket_bytes) == (9, 0.2, [64, 256])
+    assert refused.exit_code == 1
+    assert "bucket_bytes: Value error, bounds must ascend" in refused.stderr
 
 
 def test_models_lists_what_is_published(tmp_path: Path, store: Path) -> None:

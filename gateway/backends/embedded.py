@@ -22,7 +22,7 @@ from formats.envelope import Outcome, Prediction
 from formats.errors import BackendFailed, BackendUnavailable, PenstockError, error_from_code
 from formats.frames import Frame, FrameParser, Kind, encode_frame
 from formats.packed import pack_predictions, unpack_outcomes
-from gateway.backends.backend import Backend, BatchLost, BatchRefused, Land
+from gateway.backends.backend import Answer, Backend, BatchLost, BatchRefused, Land
 from gateway.backends.in_process import InProcessBackend
 from gateway.settings import PoolSettings
 from model_store.store import Bundle
@@ -193,9 +193,14 @@ class EmbeddedBackend:
         if worker is None or loaded is None:
             land(BatchRefused(f"pool {self._name}: no idle worker has the model"))
             return
+        try:
+            message = pack_predictions(batch, worker.requests)
+        except Exception as error:  # noqa: BLE001  whatever it is, the worker has not seen it and is idle
+            _log.exception("pool %s: a batch cannot be sent", self._name)
+            land(BatchLost(f"the batch cannot be packed: {type(error).__name__}: {error}"))
+            return
         worker.busy_since = self._loop.time()
-        on_answer = partial(_settle, worker, land, len(batch))
-        worker.connection.send(Kind.RUN, loaded.slot, pack_predictions(batch, worker.requests), on_answer)
+        worker.connection.send(Kind.RUN, loaded.slot, message, partial(_settle, worker, land, len(batch)))
 
     async def healthy(self) -> bool:
         return bool(self._workers)
@@ -283,10 +288,9 @@ class EmbeddedBackend:
 
     def _bind(self, pid: int, index: int) -> None:
         """Bind a worker that has no threads yet: those it starts inherit its processors."""
-        cpus, number = self._settings.cpus, self._settings.threads
-        if cpus and sys.platform == "linux":
+        if self._settings.cpus and sys.platform == "linux":
             with contextlib.suppress(ProcessLookupError):  # its end is told elsewhere
-                os.sched_setaffinity(pid, {cpus[(index * number + place) % len(cpus)] for place in range(number)})
+                os.sched_setaffinity(pid, self._settings.cpus_of(index))
 
     async def _prepare(self, worker: _Worker) -> bool:
         """Load every model into a fresh worker, then let it take batches; False when it died on the way."""
@@ -334,11 +338,18 @@ def _settle(worker: _Worker, land: Land, size: int, frame: Frame | None) -> None
     worker.busy_since = None
     if frame is None:
         land(BatchLost("the worker died"))
-    elif frame.kind == Kind.FAILED:
-        failure = error_from_code(*msgpack.unpackb(frame.payload))
-        land([Outcome.of_error(failure) for _ in range(size)])
-    else:
-        land(unpack_outcomes(frame.payload, worker.answers))
+        return
+    answer: Answer
+    try:
+        if frame.kind == Kind.FAILED:
+            failure = error_from_code(*msgpack.unpackb(frame.payload))
+            answer = [Outcome.of_error(failure) for _ in range(size)]
+        else:
+            answer = unpack_outcomes(frame.payload, worker.answers)
+    except Exception as error:  # noqa: BLE001  the slot must come back, whatever the worker has sent
+        _log.exception("worker %d sent an answer that cannot be read", worker.process.pid)
+        answer = BatchLost(f"the answer cannot be read: {type(error).__name__}: {error}")
+    land(answer)
 
 
 async def _end(process: asyncio.subprocess.Process, *, kill: bool = False, patience_s: float = 5.0) -> None:

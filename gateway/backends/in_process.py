@@ -7,11 +7,14 @@ model. Anything else runs on a thread, one batch at a time, while the loop goes 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from formats.envelope import Outcome, Prediction
@@ -27,26 +30,89 @@ __all__ = ["InProcessBackend"]
 
 _QUICK_S = 0.001
 """Longest batch that may hold up the event loop, by what the model's calls took so far."""
-_QUICK_BYTES = 64 * 1024
-"""A large body takes long to read whatever the model: never on the loop. (A tensor is not read, only looked at.)"""
+_GROWTH = 2
+"""A batch of more than so many times the bytes of any that was quick is tried on the thread first, ..."""
+_SMALL_BYTES = 16 * 1024
+"""... but not one as small as this."""
+_LONG_S = 0.005
+"""A call that held up the loop for longer, though nothing told so before, ..."""
+_WARY = 100
+"""... keeps its model on the thread for so many times as long: where the work depends on what is asked (a loop, a
+picture's true size), that holds up the loop for one part in a hundred at most."""
+_FRESH_S = 0.0005
+"""How old the last reading of the processor clock may be; each costs 0.4 us, too much for every call."""
 _WEIGHT = 0.2
 
 
 class _Hosted:
-    """One loaded model version."""
+    """One loaded model version, and what is known of the time that its calls take.
 
-    def __init__(self, handler: Handler, seconds_each: float) -> None:
+    A prediction passes `predict_on_loop` and little else, and counts fractions of a microsecond: what is rare is told
+    in methods of its own.
+    """
+
+    def __init__(self, handler: Handler, clock: Callable[[], float]) -> None:
+        """`clock` gives the seconds that the calling thread has worked."""
         self.handler = handler
-        self.seconds_each = seconds_each
-        """Running mean of what one prediction takes."""
+        self.seconds_each = float("inf")
+        """Running mean of what one prediction takes, those of unusual size left out."""
+        self.quick_bytes = -1
+        """Of the largest batch that may run on the loop; none before one was answered within `_QUICK_S`."""
+        self.wary_until = 0.0
+        """Second until which all runs on the thread, by `perf_counter`; 0 for none."""
+        self._largest_bytes = -1
+        self._clock = clock
+        self._read_at = self._worked = 0.0
+        """When the event loop's clock was read, and what it said."""
 
-    def predict(self, batch: Sequence[Prediction]) -> list[Outcome]:
-        began = time.perf_counter()
+    def predict_on_loop(self, batch: Sequence[Prediction], size: int) -> list[Outcome]:
+        """Answer a batch of so many bytes that will hardly hold up the loop."""
+        began = perf_counter()
+        if began - self._read_at > _FRESH_S:
+            self._read_at, self._worked = began, self._clock()
         outcomes = self.handler.predict(batch)
-        seconds = (time.perf_counter() - began) / len(batch)
-        known = self.seconds_each
-        self.seconds_each = seconds if known == float("inf") else known + _WEIGHT * (seconds - known)
+        seconds = perf_counter() - began
+        if seconds > _QUICK_S:
+            self._learn_surprise(outcomes, size, began)
+        else:
+            self.seconds_each += _WEIGHT * (seconds / len(batch) - self.seconds_each)
+            if size > self._largest_bytes:
+                self._learn_size(outcomes, size)
         return outcomes
+
+    def predict_on_thread(self, batch: Sequence[Prediction], size: int) -> list[Outcome]:
+        began = self._clock()
+        outcomes = self.handler.predict(batch)
+        self._learn(outcomes, size, self._clock() - began)
+        return outcomes
+
+    def no_longer_wary(self) -> bool:
+        if perf_counter() < self.wary_until:
+            return False
+        self.wary_until = 0.0
+        return True
+
+    def _learn_surprise(self, outcomes: list[Outcome], size: int, began: float) -> None:
+        # so much of it was the model's, at least; the rest went to others on the same core, and says nothing
+        seconds = self._clock() - self._worked - (began - self._read_at)
+        if seconds > _QUICK_S:
+            self._learn(outcomes, size, seconds)
+
+    def _learn(self, outcomes: list[Outcome], size: int, seconds: float) -> None:
+        if seconds < _QUICK_S:
+            self._learn_size(outcomes, size)
+        elif size > self.quick_bytes:
+            return
+        elif seconds > _LONG_S:
+            self.wary_until = perf_counter() + _WARY * seconds
+        each, known = seconds / len(outcomes), self.seconds_each
+        self.seconds_each = each if known == float("inf") else known + _WEIGHT * (each - known)
+
+    def _learn_size(self, outcomes: list[Outcome], size: int) -> None:
+        # what was refused was hardly looked at
+        if size > self._largest_bytes and all(outcome.ok for outcome in outcomes):
+            self._largest_bytes = size
+            self.quick_bytes = max(_GROWTH * size, _SMALL_BYTES)
 
 
 class InProcessBackend:
@@ -64,6 +130,9 @@ class InProcessBackend:
         """Monotonic second at which the thread got its batch."""
 
     async def start(self) -> None:
+        if self._settings.cpus and sys.platform == "linux":
+            # this thread, and those that it starts from now on
+            os.sched_setaffinity(0, self._settings.cpus_of(0))
         await self._loop.run_in_executor(self._thread, _import_host)
 
     async def load(self, bundle: Bundle) -> None:
@@ -77,14 +146,27 @@ class InProcessBackend:
         hosted = self._models.get((batch[0].model, batch[0].version))
         if hosted is None:
             land(BatchRefused(f"pool {self._name}: the model is not loaded"))
-        elif (
+            return
+        size = 0
+        for prediction in batch:
+            if prediction.tensors is None:
+                size += len(prediction.body)
+            else:
+                for tensor in prediction.tensors:
+                    size += len(tensor.data)
+        if (
             hosted.seconds_each * len(batch) < _QUICK_S
-            and sum(len(prediction.body) for prediction in batch) < _QUICK_BYTES
+            and size <= hosted.quick_bytes
+            and (not hosted.wary_until or hosted.no_longer_wary())
         ):
-            land(_answer(hosted, batch))
+            try:
+                answer: Answer = hosted.predict_on_loop(batch, size)
+            except Exception as error:  # noqa: BLE001  the gateway lives on
+                answer = _lost(error)
+            land(answer)
         else:
             self._busy_since = time.monotonic()
-            self._thread.submit(self._run_on_thread, hosted, batch, land)
+            self._thread.submit(self._run_on_thread, hosted, batch, size, land)
 
     async def healthy(self) -> bool:
         """False while one batch computes for longer than it may: a thread cannot be stopped from outside."""
@@ -94,8 +176,11 @@ class InProcessBackend:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._models.clear()
 
-    def _run_on_thread(self, hosted: _Hosted, batch: Sequence[Prediction], land: Land) -> None:
-        answer = _answer(hosted, batch)
+    def _run_on_thread(self, hosted: _Hosted, batch: Sequence[Prediction], size: int, land: Land) -> None:
+        try:
+            answer: Answer = hosted.predict_on_thread(batch, size)
+        except Exception as error:  # noqa: BLE001  the gateway lives on
+            answer = _lost(error)
         self._loop.call_soon_threadsafe(partial(self._come_back, land, answer))
 
     def _come_back(self, land: Land, answer: Answer) -> None:
@@ -103,13 +188,10 @@ class InProcessBackend:
         land(answer)
 
 
-def _answer(hosted: _Hosted, batch: Sequence[Prediction]) -> Answer:
-    try:
-        return hosted.predict(batch)
-    except Exception as error:  # noqa: BLE001  the gateway lives on
-        lost = BatchLost(f"the handler failed: {type(error).__name__}: {error}")
-        lost.__cause__ = error
-        return lost
+def _lost(error: Exception) -> BatchLost:
+    lost = BatchLost(f"the handler failed: {type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost
 
 
 def _import_host() -> None:
@@ -119,10 +201,10 @@ def _import_host() -> None:
 def _load(bundle: Bundle, settings: PoolSettings) -> _Hosted:
     from handlers.host import open_handler  # noqa: PLC0415
 
-    handler = open_handler(bundle.path, settings.runtime)
+    # where nothing but the calling thread computes, its own time is right also on a core that is shared
+    alone = settings.threads == 1 and settings.runtime["device"] == "cpu"
+    hosted = _Hosted(open_handler(bundle.path, settings.runtime), time.thread_time if alone else perf_counter)
     golden = golden_prediction(bundle)
-    if golden is None:
-        return _Hosted(handler, float("inf"))
-    began = time.perf_counter()
-    handler.predict([golden])  # the second time: the first, while it was opened, has paid for what is made once
-    return _Hosted(handler, time.perf_counter() - began)
+    if golden is not None:  # the second time: the first, while it was opened, has paid for what is made once
+        hosted.predict_on_thread([golden], len(golden.body))
+    return hosted

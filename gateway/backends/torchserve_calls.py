@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 import grpc.aio
 
-from formats.envelope import Outcome, Prediction
+from formats.envelope import Outcome, Prediction, Stages
 from formats.errors import BackendFailed, Overloaded
 from formats.packed import pack_predictions, unpack_outcomes
 from formats.protos.torchserve_pb2 import Empty, PredictionResponse, PredictionsRequest, TorchServeHealthResponse
@@ -170,9 +170,21 @@ class Caller:
             BatchRefused: nothing was executed.
             BatchLost: no answer will come.
         """
+        return await self._predict_parts(model, version, list(_parts(batch)))
+
+    async def _predict_parts(self, model: str, version: str, parts: Sequence[Sequence[Prediction]]) -> list[Outcome]:
+        """One call after the other; each outcome has the stages of them all, as those of one call have."""
         outcomes: list[Outcome] = []
-        for part in _parts(batch):
-            outcomes += await self._predict(model, version, part)
+        stages: list[Stages] = []
+        for part in parts:
+            answered = await self._predict(model, version, part)
+            outcomes += answered
+            if answered and answered[0].stages is not None:
+                stages.append(answered[0].stages)
+        if stages and len(parts) > 1:
+            total = Stages(*map(sum, zip(*stages, strict=True)))
+            for outcome in outcomes:
+                outcome.stages = total
         return outcomes
 
     async def _predict(self, model: str, version: str, batch: Sequence[Prediction]) -> list[Outcome]:
@@ -216,10 +228,8 @@ class Caller:
             }.get(verdict, BackendFailed(f"model '{model}': TorchServe gave no usable answer; see the gateway's log"))
             return [Outcome.of_error(failure)] * len(batch)
         size = 1 if verdict is Verdict.RAISED else (len(batch) + 1) // 2
-        outcomes: list[Outcome] = []
-        for start in range(0, len(batch), size):
-            outcomes += await self._predict(model, version, batch[start : start + size])
-        return outcomes
+        pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return await self._predict_parts(model, version, pieces)
 
 
 def _unpacked(model: str, message: bytes, size: int) -> list[Outcome]:

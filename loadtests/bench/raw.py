@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from loadtests.figures import percentile
 
-__all__ = ["main"]
+__all__ = ["main", "measure"]
 
 
 def main(graph: str, request: str) -> None:
@@ -26,10 +26,11 @@ def main(graph: str, request: str) -> None:
     session.run(["y"], {"x": x})
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(_measure(session, x, float(line))), flush=True)
+        print(json.dumps(measure(session, x, float(line))), flush=True)
 
 
-def _measure(session: ort.InferenceSession, x: np.ndarray[Any, Any], seconds: float) -> dict[str, float]:
+def measure(session: ort.InferenceSession, x: np.ndarray[Any, Any], seconds: float) -> dict[str, float]:
+    """Run the graph again and again; what was done, in how many seconds of whom, and how long one run took."""
     latencies: list[float] = []
     cpu_began, began = time.process_time(), time.perf_counter()
     last = began

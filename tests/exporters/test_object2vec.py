@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_modes_say_where_scores_and_embeddings_are_made(bundles: dict[str, Bundl
     assert values.graphs["pair"].outputs[0].shape == [-1, 1]
     assert classes.graphs["encoder0"].outputs[0].shape == [-1, 10]
     assert values.graphs["encoder0"].outputs[0].shape == [-1, 6]
+
+
+def test_short_requests_are_not_padded_to_long_ones(bundles: dict[str, Bundle]) -> None:
+    """6, 30 and 150 tokens on each side, as JSON."""
+    sizes = [len(json.dumps({"instances": [{"in0": [1000] * n, "in1": [1000] * n}]})) for n in (6, 30, 150)]
+
+    for mode in bundles["hcnn"].manifest.modes.values():
+        assert len({bisect_left(mode.batching.bucket_bytes, size) for size in sizes}) == 3
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torchscript"])

@@ -385,6 +385,19 @@ def test_a_second_one_on_the_same_ports_is_refused(two: LiveGateway, zoo: Path, 
         assert (done.returncode, f"cannot listen on 127.0.0.1:{two.http_port}" in done.stderr) == (1, True)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind processes")
+@pytest.mark.parametrize(("workers", "bound"), [(1, "handlers.host"), (0, "gateway.process")])
+def test_processors_are_dealt_out_across_the_processes(zoo: Path, workers: int, bound: str) -> None:
+    there = sorted(os.sched_getaffinity(0))[:2]
+    pool = f'[pools.cpu]\ndevice = "cpu"\nworkers = {workers}\ncpus = {there}\n'
+
+    with serving(zoo, pool, top=TWO) as gateway:
+        family = psutil.Process(gateway.process.pid).children(recursive=True)
+        found = [each.cpu_affinity() for each in family if bound in each.cmdline()]
+
+    assert sorted(found) == [[there[0]], [there[-1]]]
+
+
 @pytest.mark.parametrize(
     ("config", "text"),
     [

@@ -44,6 +44,9 @@ def test_two_underscores_reach_into_a_pool(file: Path, monkeypatch: pytest.Monke
     assert (pool.workers, pool.threads) == (5, 2)
 
 
+BOUND = '[pools.cpu]\ndevice = "cpu"\ncpus = [0]\nworkers = 0\n'
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -52,7 +55,12 @@ def test_two_underscores_reach_into_a_pool(file: Path, monkeypatch: pytest.Monke
         ('[pools.cpu]\ndevice = "tpu"', "pools.cpu.device"),
         ('[pools.cpu]\ndevice = "cpu"\nworkrs = 1', "pools.cpu.workrs"),
         ('[pools.cpu]\ndevice = "cpu"\ncpus = [100000]', r"cpus: \[100000\] are not among"),
-        ('[pools.cpu]\ndevice = "cpu"\ncpus = [0]\nworkers = 0', "cpus binds worker processes of backend 'embedded'"),
+        (
+            '[pools.cpu]\ndevice = "cpu"\ncpus = [0]\nbackend = "torchserve"\nmanaged = true',
+            "cpus binds what backend 'embedded' runs",
+        ),
+        (BOUND + '[pools.free]\ndevice = "cpu"\nworkers = 1', "pools.cpu.cpus binds .*'free' needs cpus of its own"),
+        (BOUND + '[pools.free]\ndevice = "cpu"\nworkers = 0', "pool 'free' needs the same cpus and threads"),
         ('[placement]\ntensor = ["moon"]', "placement.tensor.0"),
         ("[endpoints.x]\nvariants = []", "endpoints.x.variants"),
         ('[endpoints.x]\nvariants = [{model = "m", weight = -1}]', "endpoints.x.variants.0.weight"),
@@ -83,6 +91,27 @@ def test_several_processes_share_the_cores_unless_workers_are_stated(
 
     assert (settings.pools["cpu"].workers, settings.pools["free"].workers) == (3, 7 // 3)
     assert read_settings(file, processes=9).pools["free"].workers == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "expected"),
+    [
+        (1, 1, [[{0}], [{1}], [{2}], [{3}]]),
+        (2, 1, [[{0}, {1}], [{2}, {3}], [{0}, {1}], [{2}, {3}]]),
+        (1, 2, [[{0, 1}], [{2, 3}], [{0, 1}], [{2, 3}]]),
+        (3, 1, [[{0}, {1}, {2}], [{3}, {0}, {1}], [{2}, {3}, {0}], [{1}, {2}, {3}]]),
+        (0, 2, [[{0, 1}], [{2, 3}], [{0, 1}], [{2, 3}]]),
+    ],
+)
+def test_processors_go_round_by_workers_and_processes(
+    workers: int, threads: int, expected: list[list[set[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    pool = PoolSettings(device="cpu", workers=workers, threads=threads, cpus=[0, 1, 2, 3])
+
+    processes = [pool.of_process(index) for index in range(4)]
+
+    assert [[each.cpus_of(worker) for worker in range(max(workers, 1))] for each in processes] == expected
 
 
 def test_settings_told_to_a_process_are_complete(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

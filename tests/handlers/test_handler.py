@@ -160,7 +160,7 @@ def test_a_graph_that_mixes_its_rows_never_hands_them_to_the_wrong_client(tmp_pa
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["M"])
     graph = helper.make_graph([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)], "g", [x], [y])
-    bundle = Bundle.open(export_graph(save(tmp_path / "sum.onnx", graph), tmp_path / "bundle"))
+    bundle = Bundle.open(export_graph(save(tmp_path / "sum.onnx", graph), tmp_path / "bundle", batched=True))
     batch = [Prediction("m", "1", tensors=(tensor_of("x", np.array([v], np.float32)),)) for v in (1, 2, 4)]
 
     outcomes = Lookup(bundle, Runtime()).predict(batch)

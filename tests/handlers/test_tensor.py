@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from exporters.tensor import export_graph
 from formats.envelope import Outcome, Prediction, Tensor
 from formats.tensors import DATATYPES, array_of, tensor_of
-from handlers.graph import Runtime
+from handlers.graph import Arrays, Runtime
 from handlers.tensor import TensorHandler
 from model_store.store import Bundle
 
@@ -80,6 +80,28 @@ def test_requests_of_different_lengths_share_a_batch_and_keep_their_rows(pair: T
 
     assert bad.error_code == "InvalidBody"
     assert [orjson.loads(o.body)["id_out"] for o in (first, *rest)] == [[1], [3, 3, 3], [2, 2]]
+
+
+def test_rows_of_one_shape_share_a_run_and_no_run_fails_for_another_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = write_identity(tmp_path, x=("FP32", ["N", "W"]), y=("FP32", ["N", "V", 2]))
+    joined: list[int] = []
+
+    def collate(inputs: Sequence[Arrays]) -> Arrays:
+        joined.append(len(inputs))
+        return TensorHandler.collate(handler, inputs)
+
+    monkeypatch.setattr(handler, "collate", collate)
+    shapes = [(1, 3, 1), (2, 5, 1), (1, 5, 1), (1, 3, 4), (3, 5, 1)]
+    bodies = [{"x": np.full((n, w), n).tolist(), "y": np.full((n, v, 2), w).tolist()} for n, w, v in shapes]
+
+    outcomes = handler.predict([Prediction("m", "1", orjson.dumps(body), "application/json") for body in bodies])
+
+    expected = [{"x_out": body["x"], "y_out": body["y"]} for body in bodies]
+    assert [orjson.loads(outcome.body) for outcome in outcomes] == expected
+    assert joined == [1, 3, 1]
+    assert not caplog.records
 
 
 GOOD = {"x": [[1, 2]], "id": [3]}

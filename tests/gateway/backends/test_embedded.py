@@ -16,6 +16,7 @@ import pytest
 
 from formats.arena import ARENA_BYTES, LARGE_BYTES
 from formats.envelope import Outcome, Prediction, Tensor
+from formats.frames import Kind, encode_frame
 from formats.tensors import tensor_of
 from gateway.backends.backend import BatchLost, BatchRefused, answer_of
 from gateway.backends.embedded import EmbeddedBackend
@@ -125,3 +126,32 @@ def test_workers_are_bound_to_processors_of_their_own(echo: Bundle, tmp_path: Pa
     found = asyncio.run(bound())
     expected = [{there[number % len(there)]} for number in range(3)]
     assert sorted(map(sorted, found)) == sorted(map(sorted, expected))
+
+
+def test_a_batch_that_cannot_be_sent_is_landed_and_leaves_its_worker_idle(echo: Bundle, tmp_path: Path) -> None:
+    """msgpack has no integers of 65 bits; an innocent worker must not be taken for one that hangs."""
+
+    async def ask_wrongly(backend: EmbeddedBackend) -> list[Outcome]:
+        wrong = raw("a")
+        wrong.parameters = {"number": 2**64}  # type: ignore[dict-item]  # no protocol lets it in
+        with pytest.raises(BatchLost, match="cannot be packed"):
+            await answer_of(backend, [raw("b"), wrong])
+        assert [worker.busy_since for worker in backend._workers] == [None]
+        return await answer_of(backend, [raw("c")])
+
+    assert [said(outcome) for outcome in run(ask_wrongly, echo, tmp_path)] == ["c"]
+
+
+@pytest.mark.parametrize("kind", [Kind.DONE, Kind.FAILED])
+def test_an_answer_that_cannot_be_read_gives_its_slot_back(echo: Bundle, tmp_path: Path, kind: Kind) -> None:
+    async def answer_wrongly(backend: EmbeddedBackend) -> list[Outcome]:
+        (worker,) = backend._workers
+        asked = asyncio.ensure_future(answer_of(backend, [raw("a")]))
+        await asyncio.sleep(0)
+        (call,) = worker.connection._calls
+        worker.connection.data_received(encode_frame(kind, call, 0, b"\xc1"))
+        with pytest.raises(BatchLost, match="cannot be read"):
+            await asyncio.wait_for(asked, 5)
+        return await answer_of(backend, [raw("b")])
+
+    assert [said(outcome) for outcome in run(answer_wrongly, echo, tmp_path)] == ["b"]

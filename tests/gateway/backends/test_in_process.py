@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import pytest
 
 from formats.envelope import Outcome, Prediction, Tensor
 from formats.errors import CorruptBundle
+from formats.tensors import tensor_of
+from gateway.backends import in_process
 from gateway.backends.backend import Answer, BatchLost, BatchRefused, answer_of, find_backend
 from gateway.backends.in_process import InProcessBackend
 from gateway.settings import PoolSettings
 from model_store.store import Bundle, Store
 from tests.bundles import golden_image, image_png, publish_tiny
-from tests.gateway.graphs import publish_slow
+from tests.gateway.graphs import publish_arithmetic, publish_slow
 
 GOLDEN = image_png(golden_image(4, 4))
 
@@ -62,6 +64,20 @@ def take_long(rounds: int) -> Prediction:
     return Prediction("slow", "1", tensors=(Tensor("rounds", "INT64", (1,), np.int64(rounds).tobytes()),))
 
 
+async def ran_at_once(backend: InProcessBackend, *batch: Prediction) -> bool:
+    """Runs a batch to its end; was it answered on the loop?"""
+    landed = asyncio.Event()
+    backend.run(batch, lambda _: landed.set())
+    found = landed.is_set()
+    await landed.wait()
+    return found
+
+
+def numbers(num_rows: int) -> Prediction:
+    rows = np.ones((num_rows, 2), np.float32)
+    return Prediction("arithmetic", "1", tensors=(tensor_of("a", rows), tensor_of("b", rows)))
+
+
 def codes(outcomes: list[Outcome]) -> list[str]:
     return [outcome.error_code or "ok" for outcome in outcomes]
 
@@ -69,6 +85,8 @@ def codes(outcomes: list[Outcome]) -> list[str]:
 def test_a_model_known_to_be_quick_is_answered_before_run_returns(tiny: Bundle, tmp_path: Path) -> None:
     async def ask_three(backend: InProcessBackend) -> list[Answer]:
         await backend.load(tiny)
+        for _ in range(20):  # on a busy machine the first few take long
+            await answer_of(backend, [ask()])
         answers: list[Answer] = []
         backend.run([ask(), ask(b"no image"), ask()], answers.append)
         return answers
@@ -113,6 +131,89 @@ def test_a_large_body_never_holds_up_the_loop(tiny: Bundle, tmp_path: Path) -> N
 
     assert later == "later"
     assert codes(answer) == ["InvalidBody"]
+
+
+def test_large_tensors_are_tried_on_the_thread_before_they_may_hold_up_the_loop(tmp_path: Path) -> None:
+    bundle = publish_arithmetic(tmp_path / "store")
+
+    async def ask_growing(backend: InProcessBackend) -> dict[str, list[bool]]:
+        await backend.load(bundle)
+        return {
+            "the first": [await ran_at_once(backend, numbers(1))],
+            "like it": [await ran_at_once(backend, numbers(rows)) for rows in (1, 100)],
+            "25 MB": [await ran_at_once(backend, numbers(1_600_000)) for _ in range(3)],
+            "small again": [await ran_at_once(backend, numbers(1)) for _ in range(3)],
+            "larger": [await ran_at_once(backend, numbers(4000)) for _ in range(3)],
+        }
+
+    assert run(ask_growing, tmp_path) == {
+        "the first": [False],
+        "like it": [True, True],
+        "25 MB": [False, False, False],
+        "small again": [True, True, True],
+        "larger": [False, True, True],
+    }
+
+
+def test_a_large_body_that_is_refused_does_not_open_the_loop_to_large_ones(tiny: Bundle, tmp_path: Path) -> None:
+    async def ask_twice(backend: InProcessBackend) -> list[bool]:
+        await backend.load(tiny)
+        return [await ran_at_once(backend, ask(bytes(200_000))) for _ in range(2)]
+
+    assert run(ask_twice, tmp_path) == [False, False]
+
+
+def test_a_model_whose_work_depends_on_what_is_asked_holds_up_the_loop_once(slow: Bundle, tmp_path: Path) -> None:
+    async def ask_mixed(backend: InProcessBackend) -> list[list[bool]]:
+        await backend.load(slow)
+        quick = [await ran_at_once(backend, take_long(0)) for _ in range(100)]
+        turns = []
+        for _ in range(5):
+            turns.append(await ran_at_once(backend, take_long(200)))
+            turns += [await ran_at_once(backend, take_long(0)) for _ in range(30)]
+        return [quick, turns]
+
+    quick, turns = run(ask_mixed, tmp_path)
+
+    assert quick == [False] + [True] * 99
+    assert turns.count(True) <= 1
+
+
+def test_a_model_that_was_slow_comes_back_to_the_loop(
+    slow: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "_WARY", 2)
+
+    async def ask_later(backend: InProcessBackend) -> list[bool]:
+        await backend.load(slow)
+        await ran_at_once(backend, take_long(0))
+        before = await ran_at_once(backend, take_long(200))
+        soon = await ran_at_once(backend, take_long(0))
+        while not await ran_at_once(backend, take_long(0)):
+            pass
+        return [before, soon]
+
+    assert run(ask_later, tmp_path) == [True, False]
+
+
+def test_a_core_that_others_use_does_not_make_a_model_slow(
+    tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose_the_core(backend: InProcessBackend) -> list[bool]:
+        await backend.load(tiny)
+        for _ in range(20):
+            await answer_of(backend, [ask()])
+        handler = backend._models["tiny", "1"].handler
+        predict = handler.predict
+
+        def preempted(batch: Sequence[Prediction]) -> list[Outcome]:
+            time.sleep(0.01)
+            return predict(batch)
+
+        monkeypatch.setattr(handler, "predict", preempted)
+        return [await ran_at_once(backend, ask()) for _ in range(10)]
+
+    assert run(lose_the_core, tmp_path) == [True] * 10
 
 
 def test_what_is_not_loaded_is_refused(tiny: Bundle, tmp_path: Path) -> None:

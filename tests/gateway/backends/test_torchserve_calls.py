@@ -1,8 +1,19 @@
+"""What TorchServe's answers mean, and a batch that takes several calls."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
 import grpc
+import grpc.aio
 import pytest
 
-from formats.envelope import Prediction
-from gateway.backends.torchserve_calls import _PACKED, _parts, target_of, verdict_of
+from formats.envelope import Outcome, Prediction, Stages
+from formats.packed import pack_outcomes, unpack_predictions
+from formats.protos.torchserve_pb2 import PredictionResponse, PredictionsRequest
+from gateway.backends import torchserve_calls
+from gateway.backends.torchserve_calls import _PACKED, _SERVICE, Caller, _parts, target_of, verdict_of
 from handlers.torchserve import PACKED
 
 NO_WORKER = (
@@ -76,3 +87,63 @@ def test_an_empty_batch_is_still_one_call() -> None:
 
 def test_both_sides_spell_the_input_key_alike() -> None:
     assert _PACKED == PACKED
+
+
+class _Server:
+    """Speaks TorchServe's protocol as its worker does: each body comes back, at one second a stage and item."""
+
+    def __init__(self, poison: bytes = b"") -> None:
+        self.sizes: list[int] = []
+        self._poison = poison
+
+    async def predictions(self, request: PredictionsRequest, context: Any) -> PredictionResponse:
+        batch = unpack_predictions(request.input[_PACKED], "m", "1")
+        self.sizes.append(len(batch))
+        if any(each.body == self._poison for each in batch):
+            await context.abort(UNAVAILABLE, "Prediction failed")
+        each = float(len(batch))
+        return PredictionResponse(
+            prediction=pack_outcomes([Outcome(p.body, stages=Stages(each, each, each)) for p in batch])
+        )
+
+    def predict(self, bodies: bytes) -> list[Outcome]:
+        """Serve one batch of bodies of a byte each."""
+        return asyncio.run(self._predict([Prediction("m", "1", bytes([each])) for each in bodies]))
+
+    async def _predict(self, batch: list[Prediction]) -> list[Outcome]:
+        method = grpc.unary_unary_rpc_method_handler(
+            self.predictions, PredictionsRequest.FromString, PredictionResponse.SerializeToString
+        )
+        server = grpc.aio.server()
+        handler = grpc.method_handlers_generic_handler(_SERVICE.strip("/"), {"Predictions": method})
+        server.add_generic_rpc_handlers((handler,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        caller = Caller(f"ipv4:127.0.0.1:{port}", 30)
+        try:
+            return await caller.predict("m", "1", batch)
+        finally:
+            await caller.close()
+            await server.stop(None)
+
+
+def test_a_batch_in_several_calls_has_the_stages_of_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `hop`, which is what a call took beside its stages, would hold the work of all calls but the first."""
+    monkeypatch.setattr(torchserve_calls, "_MAX_CALL_BYTES", 2)
+    server = _Server()
+
+    outcomes = server.predict(b"abcde")
+
+    assert server.sizes == [2, 2, 1]
+    assert [outcome.body for outcome in outcomes] == [b"a", b"b", b"c", b"d", b"e"]
+    assert {outcome.stages for outcome in outcomes} == {Stages(5.0, 5.0, 5.0)}
+
+
+def test_a_batch_that_was_divided_has_the_stages_of_its_pieces() -> None:
+    server = _Server(poison=b"a")
+
+    outcomes = server.predict(b"abc")
+
+    assert server.sizes == [3, 1, 1, 1]
+    assert [outcome.body or outcome.error_code for outcome in outcomes] == ["BackendFailed", b"b", b"c"]
+    assert {outcome.stages for outcome in outcomes} == {Stages(2.0, 2.0, 2.0)}

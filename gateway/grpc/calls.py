@@ -95,13 +95,13 @@ class Call:
             self.stream.answer(b"" if self._headers_sent else _HEADERS, PREFIX.pack(0, len(message)) + message, None)
             self._headers_sent = True
 
-    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
-        """The end of the call, with a status."""
+    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", *more: tuple[bytes, bytes]) -> None:
+        """The end of the call, with a status and more trailers."""
         if self.over:
             return
         self._end()
         number: int = code.value[0]
-        trailers = [(b"grpc-status", b"%d" % number), *self._trailing]
+        trailers = [(b"grpc-status", b"%d" % number), *self._trailing, *more]
         if details:
             trailers.append((b"grpc-message", _percent_encoded(details)))
         block = encode_headers(*trailers)

@@ -70,10 +70,13 @@ class Predictor:
         if self.draining:
             raise Overloaded(_SHUTTING_DOWN)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        spent: Timing | None = None
 
         def deliver(outcome: Outcome, timing: Timing | None) -> None:
+            nonlocal spent
             if answer.done():  # the client may have cancelled
                 return
+            spent = timing
             if timing is not None and self.server_timing:
                 text = server_timing(time.monotonic() - received, timing).decode()
                 context.set_trailing_metadata((("server-timing", text),))
@@ -87,7 +90,7 @@ class Predictor:
             code = "OK" if outcome.ok else grpc_status(outcome.error()).name
         finally:
             self.in_flight -= 1
-            self.metrics.answered(protocol, deployment.manifest.name, code, time.monotonic() - received)
+            self.metrics.answered(protocol, deployment.manifest.name, code, time.monotonic() - received, spent)
         if not outcome.ok:
             raise outcome.error()
         return outcome
@@ -169,23 +172,25 @@ class _Flight:
             return
         if not outcome.ok:
             error = outcome.error()
-            self._count(grpc_status(error))
-            call.finish(grpc_status(error), str(error)[:_MAX_DETAILS])
+            code = grpc_status(error)
+            seconds = self._count(code, timing)
+            shown = ((b"server-timing", server_timing(seconds, timing)),) if timing and predictor.server_timing else ()
+            call.finish(code, str(error)[:_MAX_DETAILS], *shown)
             return
         message = self._method.answer(self._request, self._deployment, outcome).SerializeToString()
-        seconds = self._count(grpc.StatusCode.OK)
+        seconds = self._count(grpc.StatusCode.OK, timing)
         if timing is not None and predictor.server_timing:
             call.reply(message, (b"server-timing", server_timing(seconds, timing)))
         else:
             call.reply(message)
 
     def cancelled(self) -> None:
-        self._count(grpc.StatusCode.CANCELLED)
+        self._count(grpc.StatusCode.CANCELLED, None)
 
-    def _count(self, code: grpc.StatusCode) -> float:
-        seconds = time.monotonic() - self._received
+    def _count(self, code: grpc.StatusCode, timing: Timing | None) -> float:
+        seconds, metrics = time.monotonic() - self._received, self._predictor.metrics
         self._predictor.in_flight -= 1
-        self._predictor.metrics.answered(self._method.protocol, self._deployment.manifest.name, code.name, seconds)
+        metrics.answered(self._method.protocol, self._deployment.manifest.name, code.name, seconds, timing)
         return seconds
 
 

@@ -24,6 +24,7 @@ from gateway.busy_poll import BusyPoll
 from gateway.grpc.headers import encode_headers
 from gateway.grpc.http2 import Http2Connection
 from gateway.grpc.messages import ACCEPTED, PREFIX, BadMessage, MessageReader
+from gateway.grpc.patience import Patience
 from gateway.grpc.streams import Limits, Stream
 
 __all__ = ["Call", "GrpcApplication", "Hot"]
@@ -155,8 +156,7 @@ class GrpcApplication:
         limits: Limits,
         *,
         max_message_bytes: int,
-        body_timeout_s: float,
-        header_timeout_s: float,
+        patience: Patience,
         poll: BusyPoll | None = None,
     ) -> None:
         self._poll = poll
@@ -164,8 +164,7 @@ class GrpcApplication:
         self.calls: set[Call] = set()
         self._limits = limits
         self._messages = MessageReader(max_message_bytes)
-        self._body_timeout_s = body_timeout_s
-        self._header_timeout_s = header_timeout_s
+        self._patience = patience
         self._hot: dict[bytes, Hot] = {}
         self._methods: dict[bytes, Any] = {}
         """`grpc.RpcMethodHandler`, whose types are those of grpc's own synchronous server."""
@@ -186,20 +185,27 @@ class GrpcApplication:
         """Generated code calls this with the same methods once more."""
 
     def enforce(self, now: float) -> None:
-        """End what takes too long: greetings, requests that never end, coroutines past their deadline."""
+        """End what takes too long: requests that never end, coroutines past their deadline, silent connections."""
         for call in list(self.calls):
-            if call.task is not None and now > call.deadline:
-                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
-            elif call.stream.ended or call.messages is not None or call.stream.held_back:
-                continue
-            elif now > call.stream.heard + self._body_timeout_s:
-                text = f"nothing more of the request within {self._body_timeout_s:g} s"
-                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            if text := self._overdue(call, now):
+                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         for connection in list(self.connections):
-            if not connection.greeted and now > connection.last_activity + self._header_timeout_s:
-                connection.close()
-            elif connection.stalled(now - self._body_timeout_s):
-                connection.abort()
+            self._patience.end_overdue(connection, now)
+
+    def _overdue(self, call: Call, now: float) -> str:
+        """Why a call has to end, if it has to."""
+        stream, messages, patience = call.stream, call.messages, self._patience
+        if call.task is not None and now > call.deadline:
+            return "the deadline has passed"
+        if stream.ended:
+            return ""
+        if messages is None:
+            heard = now if stream.held_back else stream.heard
+            return patience.why_overdue(now, heard=heard, began=call.began, deadline=call.deadline)
+        # of a conversation, pauses between its messages are none of our business, and neither are those that we make
+        if not stream.body or stream.held_back or messages.qsize() >= _AHEAD:
+            return ""
+        return patience.why_overdue(now, heard=stream.heard, began=now)
 
     def end_tasks(self) -> list[asyncio.Task[None]]:
         """End what runs as a coroutine, such as a watch that would never end."""
@@ -213,6 +219,7 @@ class GrpcApplication:
     # what connections call
 
     def opened(self, connection: Http2Connection) -> None:
+        connection.retires = connection.last_activity + self._patience.age_of_one()
         self.connections.add(connection)
 
     def lost(self, connection: Http2Connection) -> None:

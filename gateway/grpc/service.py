@@ -41,10 +41,12 @@ class PredictionMethod(NamedTuple):
     protocol: str
     """Label in the metrics."""
     request_type: type[Message]
+    parse: Callable[[bytes], Any]
+    """The message, or more that was made of its bytes. Raises as `FromString` does."""
     prepare: Callable[[Any, float, float], tuple[Deployment, Prediction]]
-    """Request, monotonic second of its arrival, seconds it may take. Raises `PenstockError`."""
+    """What was parsed, monotonic second of its arrival, seconds it may take. Raises `PenstockError`."""
     answer: Callable[[Any, Deployment, Outcome], Message]
-    """The response to a request from an outcome that is no error."""
+    """The response to what was parsed, from an outcome that is no error."""
 
 
 class Predictor:
@@ -109,7 +111,7 @@ class Predictor:
             outcome = await self.predict(deployment, prediction, method.protocol, received, context)
             return method.answer(request, deployment, outcome)
 
-        return unary(method.request_type, call)
+        return unary(method.request_type, call, method.parse)
 
     def hot(self, method: PredictionMethod) -> Hot:
         """For our own server: no task, no future, no context."""
@@ -118,7 +120,7 @@ class Predictor:
     def _start(self, method: PredictionMethod, message: bytes | bytearray, call: Call) -> None:
         received = time.monotonic()
         try:
-            request = method.request_type.FromString(cast("bytes", message))  # a bytearray does, and is not copied
+            request = method.parse(cast("bytes", message))  # a bytearray does, and is not copied
         except (DecodeError, UnicodeDecodeError):
             call.finish(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(method.request_type))
             return
@@ -154,7 +156,7 @@ class _Flight:
         self,
         predictor: Predictor,
         method: PredictionMethod,
-        request: Message,
+        request: Any,
         deployment: Deployment,
         call: Call,
         received: float,
@@ -201,10 +203,14 @@ def _not_valid(request_type: type[Message]) -> str:
 def unary(
     request_type: type[RequestT],
     behaviour: Callable[[RequestT, Context], Awaitable[Message]],
+    parse: Callable[[bytes], Any] | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """A unary method: undecodable bytes are INVALID_ARGUMENT, our errors their own status, surprises leak no text."""
+    """A unary method: undecodable bytes are INVALID_ARGUMENT, our errors their own status, surprises leak no text.
 
-    async def call(request: RequestT | None, context: Context) -> Message:
+    With `parse`, the method gets what that makes of the request's bytes.
+    """
+
+    async def call(request: Any, context: Context) -> Message:
         if request is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(request_type))
         try:
@@ -220,12 +226,12 @@ def unary(
             await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
         raise AssertionError  # abort always raises
 
-    def parse(data: bytes) -> RequestT | None:
+    def parsed(data: bytes) -> Any:
         try:
-            return request_type.FromString(data)
+            return parse(data) if parse is not None else request_type.FromString(data)
         except (DecodeError, UnicodeDecodeError):
             return None
 
     return grpc.unary_unary_rpc_method_handler(
-        call, request_deserializer=parse, response_serializer=lambda message: message.SerializeToString()
+        call, request_deserializer=parsed, response_serializer=lambda message: message.SerializeToString()
     )

@@ -45,6 +45,8 @@ _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _MAX_DETAILS = 7000
 """Bytes of `grpc-message`: grpcio's clients begin to refuse metadata at 8 KiB."""
 _CUT_ESCAPE = re.compile(rb"%.?\Z")
+_BUFFER_BYTES = 2**18
+"""What one read takes from a socket at most."""
 _AHEAD = 1
 """Messages of a streaming client that wait for its coroutine; the others wait for the client's window."""
 _CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
@@ -160,6 +162,7 @@ class GrpcApplication:
         poll: BusyPoll | None = None,
     ) -> None:
         self._poll = poll
+        self._buffer = bytearray(_BUFFER_BYTES)
         self.connections: set[Http2Connection] = set()
         self.calls: set[Call] = set()
         self._limits = limits
@@ -171,7 +174,7 @@ class GrpcApplication:
 
     def connection(self) -> Http2Connection:
         """The protocol of a new connection."""
-        return Http2Connection(self, self._limits, self._poll)
+        return Http2Connection(self, self._limits, self._buffer, self._poll)
 
     def add_hot(self, service: str, methods: Mapping[str, Hot]) -> None:
         """Methods that are answered without a task."""

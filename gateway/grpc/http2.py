@@ -65,10 +65,20 @@ class Application(Protocol):
         """Nobody waits for the rest of the answer any more."""
 
 
-class Http2Connection(asyncio.Protocol):
-    """One connection."""
+class Http2Connection(asyncio.BufferedProtocol):
+    """One connection.
 
-    def __init__(self, application: Application, limits: Limits, poll: BusyPoll | None = None) -> None:
+    Args:
+        application: who answers.
+        limits: what it may take up.
+        buffer: where the socket's bytes are read to. All connections of an event loop may have the same: nothing stays
+            there. A buffer of its own for each read, that `asyncio.Protocol` gets, costs a long request a fifth more.
+        poll: told of what comes and goes.
+    """
+
+    def __init__(
+        self, application: Application, limits: Limits, buffer: bytearray, poll: BusyPoll | None = None
+    ) -> None:
         self.limits = limits
         self._poll = poll
         self.streams: dict[int, Stream] = {}
@@ -78,6 +88,7 @@ class Http2Connection(asyncio.Protocol):
         self.outgoing = Outgoing(self._write, self._finish)
         self.room = Room(limits, self._write, self.streams)
         self._application = application
+        self._buffer, self._received = buffer, memoryview(buffer).toreadonly()
         self._reader = FrameReader(self, limits, self.last_activity)
         self._blocks = BlockReader(limits.max_block_bytes)
         self._remembered = self._blocks.remembered
@@ -118,14 +129,17 @@ class Http2Connection(asyncio.Protocol):
         )
         self._write(ours + self._opened_window())
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         self.last_activity = time.monotonic()
         if self._poll is not None:
             self._poll.heard(self)
         if self._goodbye and not self.streams:
             return
         try:
-            self._reader.read(data, self.last_activity)
+            self._reader.read(self._received[:nbytes], self.last_activity)
             self.outgoing.flush()
         except ConnectionFault as fault:
             self.close(fault.code, str(fault))

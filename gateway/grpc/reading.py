@@ -77,16 +77,16 @@ class FrameReader:
         self._rest = b""
         self._part: _Part | None = None
 
-    def read(self, data: bytes, now: float) -> None:
-        """Raises `ConnectionFault`; what follows that is not to be read."""
+    def read(self, data: memoryview, now: float) -> None:
+        """Raises `ConnectionFault`; what follows that is not to be read. Nothing of the data is kept but by copy."""
         if self._rest:
-            data = self._rest + data
+            data = memoryview(self._rest + data)
             self._rest = b""
         at = 0 if self.greeted else self._greet(data)
         if self.greeted:
             at = self._read_frames(data, at)
         if at < len(data):
-            self._rest = data[at:]
+            self._rest = bytes(data[at:])
             if at and self.only is None:
                 self.since = now
         elif self.only is None:
@@ -99,54 +99,60 @@ class FrameReader:
         self.only = None
         self.since = inf
 
-    def _greet(self, data: bytes) -> int:
+    def _greet(self, data: memoryview) -> int:
         """How much of the data is the client's preface, once that is whole."""
-        if not PREFACE.startswith(data[: len(PREFACE)]):
+        if not PREFACE.startswith(bytes(data[: len(PREFACE)])):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 connection preface")
         self.greeted = len(data) >= len(PREFACE)
         return len(PREFACE) if self.greeted else 0
 
-    def _read_frames(self, data: bytes, at: int) -> int:
+    def _read_frames(self, data: memoryview, at: int) -> int:
         """Returns where what could not be read yet begins."""
-        end, whole = len(data), memoryview(data)  # of bodies nothing is copied before it has its place
+        end = len(data)
         if self._part is not None:
-            at = self._go_on(self._part, whole, at)
-        on_data, header_size, max_frame = self._receiver.on_data, FRAME.size, self._max_frame
+            at = self._go_on(self._part, data, at)
+        on_data, header_size, max_kept = self._receiver.on_data, FRAME.size, self._max_kept
         while end - at >= header_size:
             high, low, kind, flags, number = FRAME.unpack_from(data, at)
             length = high << 16 | low
-            if length > max_frame:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes; at most {max_frame}")
+            if length > max_kept:
+                self._check_long(kind, length)
             if self.only is not None and kind != self.only:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, _ONLY[self.only])
             begin = at + header_size
             number &= MAX_WINDOW
             try:
                 if end - begin < length:
-                    beyond = self._begin_part(kind, flags, number, length, whole, begin)
+                    beyond = self._begin_part(kind, flags, number, length, data, begin)
                     return at if beyond is None else beyond
                 at = begin + length
                 if kind == _DATA:
-                    on_data(flags, number, whole[begin:at])
+                    on_data(flags, number, data[begin:at])
                 elif kind in self.handlers:
-                    self.handlers[kind](flags, number, data[begin:at])
+                    self.handlers[kind](flags, number, bytes(data[begin:at]))
             except StreamFault as fault:
                 self._receiver.refuse(number, fault.code)
         return at
 
-    def _begin_part(self, kind: int, flags: int, number: int, length: int, whole: memoryview, begin: int) -> int | None:
+    def _check_long(self, kind: int, length: int) -> None:
+        """Of data, and of what nobody knows, nothing is kept here; of the rest, so much as headers may be long."""
+        if length > self._max_frame:
+            text = f"a frame of {length} bytes; at most {self._max_frame}"
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, text)
+        if kind in self.handlers:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"{length} bytes of other things than data")
+
+    def _begin_part(self, kind: int, flags: int, number: int, length: int, data: memoryview, begin: int) -> int | None:
         """Take what is there of a frame's payload; None: it is kept until the rest has come."""
         if kind in self.handlers:
-            if length > self._max_kept:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"{length} bytes of other things than data")
             return None
         if kind != _DATA:
-            return self._go_on(_Part(None, 0, length, 0), whole, begin)
+            return self._go_on(_Part(None, 0, length, 0), data, begin)
         padding, extra = 0, 0
         if flags & Flag.PADDED:
-            if begin == len(whole):
+            if begin == len(data):
                 return None
-            padding = whole[begin]
+            padding = data[begin]
             begin, extra = begin + 1, padding + 1
             if padding >= length:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding that is longer than its frame")
@@ -155,18 +161,18 @@ class FrameReader:
         except StreamFault as fault:  # the rest of the frame comes all the same
             self._receiver.refuse(number, fault.code)
             stream = None
-        return self._go_on(_Part(stream, flags, length - extra, padding), whole, begin)
+        return self._go_on(_Part(stream, flags, length - extra, padding), data, begin)
 
-    def _go_on(self, part: _Part, whole: memoryview, at: int) -> int:
+    def _go_on(self, part: _Part, data: memoryview, at: int) -> int:
         """Take the next of a frame that is passed on as it comes."""
         stream, flags, missing, padding = part
-        there = len(whole) - at
+        there = len(data) - at
         size = min(missing, there)
         if stream is not None and size:
-            self._receiver.on_data_part(stream, whole[at : at + size])
+            self._receiver.on_data_part(stream, data[at : at + size])
         if there < missing + padding:
             self._part = _Part(stream, flags, missing - size, padding - (there - size))
-            return len(whole)
+            return len(data)
         self._part = None
         if stream is not None:
             self._receiver.on_data_ended(stream, flags)

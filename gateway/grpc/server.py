@@ -137,7 +137,8 @@ class _Http2:
         self._application.add_hot(service, hot)
 
     async def start(self, host: str, port: int) -> int:
-        self._listener, bound = await listen(self._application.connection, host, port, reuse_port=self._reuse_port)
+        connection: Any = self._application.connection  # no `asyncio.Protocol`, but as good
+        self._listener, bound = await listen(connection, host, port, reuse_port=self._reuse_port)
         return bound
 
     def enforce(self, now: float) -> None:

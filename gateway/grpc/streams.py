@@ -49,7 +49,7 @@ class Limits:
         max_header_bytes: int,
         max_body_bytes: int,
         max_streams: int = 100,
-        window_bytes: int = 2**18,
+        window_bytes: int = 2**20,
         connection_window_bytes: int = 2**22,
         max_frame_bytes: int = 2**20,
         linger_s: float = 0.2,

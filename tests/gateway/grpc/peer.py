@@ -207,7 +207,16 @@ class Peer:
     def feed(self, *data: bytes) -> None:
         """Send in one piece, and let the server do what it then has to."""
         if not self.closed:
-            self._run(lambda: self.connection.data_received(b"".join(data)))
+            self._run(lambda: self._deliver(b"".join(data)))
+
+    def _deliver(self, data: bytes) -> None:
+        """As a transport does, in pieces of the buffer's size, which is not left as it was."""
+        buffer = self.connection.get_buffer(-1)
+        for at in range(0, len(data), len(buffer)):
+            piece = data[at : at + len(buffer)]
+            buffer[: len(piece)] = piece
+            self.connection.buffer_updated(len(piece))
+            buffer[: len(piece)] = bytes(len(piece))
 
     def lose(self) -> None:
         """The connection breaks."""

@@ -8,6 +8,7 @@ from itertools import accumulate
 from math import inf
 from typing import get_args
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,12 +16,13 @@ from prometheus_client.utils import floatToGoString
 
 from formats.envelope import Stages
 from gateway.batcher import Reason
-from gateway.timing import CallTiming
+from gateway.timing import CallTiming, Timing
 
 __all__ = ["BatchObserver", "Metrics", "Reading"]
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
-_STAGE_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, *_SECONDS[:-2])
+_STAGE_SECONDS = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, *_SECONDS)
+_MAX_UNSORTED = 500
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Reading = tuple[str, str, tuple[str, ...], tuple[str, ...], float]
@@ -30,16 +32,27 @@ Reading = tuple[str, str, tuple[str, ...], tuple[str, ...], float]
 class _Distribution:
     """A histogram's numbers for one set of labels. The event loop is alone with it, so it needs no lock."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("_bounds", "counts", "sum", "unsorted")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.unsorted: list[float] = []
+        """Values that wait for `sort`: sorted by hundreds, each takes a fraction of what `observe` takes."""
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
+
+    def sort(self) -> None:
+        """Count what was put aside. A duration that clocks made negative is 0."""
+        values = np.maximum(self.unsorted, 0.0)
+        self.unsorted.clear()
+        places = np.searchsorted(self._bounds, values)
+        for place, count in enumerate(np.bincount(places)):
+            self.counts[place] += int(count)
+        self.sum += float(values.sum())
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as the text format wants them."""
@@ -63,6 +76,8 @@ class _Distributions(Collector):
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for values, cell in self._cells.items():
+            if cell.unsorted:
+                cell.sort()
             family.add_metric(values, cell.buckets(), cell.sum)
         yield family
 
@@ -121,7 +136,8 @@ class Metrics:
         )
         self.stage_seconds = _Distributions(
             "penstock_stage_seconds",
-            "A backend call by what it did: pre, graph and post in the handler, hop for the rest",
+            "As in Server-Timing. Of each prediction: gateway, queue. Of each backend call: batch, of that pre, graph "
+            "and post in the handler, hop for the rest",
             (*of_batcher, "stage"),
             _STAGE_SECONDS,
         )
@@ -129,9 +145,14 @@ class Metrics:
         for family in (*families, self.queue_seconds, self.stage_seconds):
             self.registry.register(family)
 
-    def answered(self, protocol: str, endpoint: str, code: str, seconds: float) -> None:
-        """Count one prediction. `endpoint` must be a known name or empty, never what a client made up."""
+    def answered(self, protocol: str, endpoint: str, code: str, seconds: float, timing: Timing | None = None) -> None:
+        """Count one prediction, and where its time went when it reached a backend.
+
+        `endpoint` must be a known name or empty, never what a client made up.
+        """
         self._seconds.labels(protocol, endpoint, code).observe(seconds)
+        if timing is not None and (keeper := timing.call.keeper) is not None:
+            keeper.answered(seconds, timing)
 
     def batch_observer(self, model: str, version: str, mode: str, pool: str) -> BatchObserver:
         """What one batcher tells of its batches."""
@@ -150,21 +171,27 @@ class Metrics:
 
 
 class BatchObserver:
-    """See `gateway.batcher.Observer`: the histograms of one batcher, looked up once."""
+    """See `gateway.batcher.Observer` and `gateway.timing.Keeper`: the histograms of one batcher, looked up once."""
 
     def __init__(self, metrics: Metrics, labels: tuple[str, ...]) -> None:
         self._size = metrics.batch_size.labels(*labels)
         self._reasons = {reason: metrics.batches.labels(*labels, reason) for reason in get_args(Reason)}
-        self._queue = metrics.queue_seconds.labels(*labels)
-        self._pre, self._graph, self._post = (metrics.stage_seconds.labels(*labels, stage) for stage in Stages._fields)
-        self._hop = metrics.stage_seconds.labels(*labels, "hop")
+        self._oldest = metrics.queue_seconds.labels(*labels)
+        stages = ("gateway", "queue", "batch", *Stages._fields, "hop")
+        cells = (metrics.stage_seconds.labels(*labels, stage) for stage in stages)
+        self._gateway, self._queue, self._batch, self._pre, self._graph, self._post, self._hop = cells
 
     def released(self, size: int, reason: Reason, waited_s: float) -> None:
         self._size.observe(size)
         self._reasons[reason].value += 1
-        self._queue.observe(waited_s)
+        self._oldest.observe(waited_s)
 
     def landed(self, call: CallTiming) -> None:
+        call.keeper = self
+        if len(self._queue.unsorted) > _MAX_UNSORTED:
+            self._queue.sort()
+            self._gateway.sort()
+        self._batch.observe(call.landed - call.launched)
         if call.stages is None:
             return
         pre, graph, post = call.stages
@@ -172,6 +199,12 @@ class BatchObserver:
         self._graph.observe(graph)
         self._post.observe(post)
         self._hop.observe(call.hop)
+
+    def answered(self, total_s: float, timing: Timing) -> None:
+        """A prediction of one of these calls is answered."""
+        queue_s, call = timing
+        self._queue.unsorted.append(queue_s)
+        self._gateway.unsorted.append(total_s - queue_s - (call.landed - call.launched))
 
 
 class _Readings(Collector):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from formats.envelope import Stages
 
-__all__ = ["CallTiming", "Timing", "server_timing"]
+__all__ = ["CallTiming", "Keeper", "Timing", "server_timing"]
+
+
+class Keeper(Protocol):
+    """Who keeps the split of every prediction that was in a call."""
+
+    def answered(self, total_s: float, timing: Timing) -> None: ...
 
 
 class CallTiming:
     """One backend call, shared by the predictions that were in it."""
 
-    __slots__ = ("_text", "hop", "landed", "launched", "stages")
+    __slots__ = ("_text", "hop", "keeper", "landed", "launched", "stages")
 
     def __init__(self, launched: float, landed: float, stages: Stages | None) -> None:
         self.launched = launched
@@ -20,6 +26,7 @@ class CallTiming:
         self.stages = stages
         self.hop = max(landed - launched - sum(stages or ()), 0.0)
         """Seconds of the call that the handler did not use: the way there and back, and waiting on the other side."""
+        self.keeper: Keeper | None = None
         self._text = b""
 
     @property

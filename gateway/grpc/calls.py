@@ -24,6 +24,7 @@ from gateway.busy_poll import BusyPoll
 from gateway.grpc.headers import encode_headers
 from gateway.grpc.http2 import Http2Connection
 from gateway.grpc.messages import ACCEPTED, PREFIX, BadMessage, MessageReader
+from gateway.grpc.patience import Patience
 from gateway.grpc.streams import Limits, Stream
 
 __all__ = ["Call", "GrpcApplication", "Hot"]
@@ -44,6 +45,8 @@ _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _MAX_DETAILS = 7000
 """Bytes of `grpc-message`: grpcio's clients begin to refuse metadata at 8 KiB."""
 _CUT_ESCAPE = re.compile(rb"%.?\Z")
+_BUFFER_BYTES = 2**18
+"""What one read takes from a socket at most."""
 _AHEAD = 1
 """Messages of a streaming client that wait for its coroutine; the others wait for the client's window."""
 _CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
@@ -95,13 +98,13 @@ class Call:
             self.stream.answer(b"" if self._headers_sent else _HEADERS, PREFIX.pack(0, len(message)) + message, None)
             self._headers_sent = True
 
-    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
-        """The end of the call, with a status."""
+    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", *more: tuple[bytes, bytes]) -> None:
+        """The end of the call, with a status and more trailers."""
         if self.over:
             return
         self._end()
         number: int = code.value[0]
-        trailers = [(b"grpc-status", b"%d" % number), *self._trailing]
+        trailers = [(b"grpc-status", b"%d" % number), *self._trailing, *more]
         if details:
             trailers.append((b"grpc-message", _percent_encoded(details)))
         block = encode_headers(*trailers)
@@ -155,24 +158,23 @@ class GrpcApplication:
         limits: Limits,
         *,
         max_message_bytes: int,
-        body_timeout_s: float,
-        header_timeout_s: float,
+        patience: Patience,
         poll: BusyPoll | None = None,
     ) -> None:
         self._poll = poll
+        self._buffer = bytearray(_BUFFER_BYTES)
         self.connections: set[Http2Connection] = set()
         self.calls: set[Call] = set()
         self._limits = limits
         self._messages = MessageReader(max_message_bytes)
-        self._body_timeout_s = body_timeout_s
-        self._header_timeout_s = header_timeout_s
+        self._patience = patience
         self._hot: dict[bytes, Hot] = {}
         self._methods: dict[bytes, Any] = {}
         """`grpc.RpcMethodHandler`, whose types are those of grpc's own synchronous server."""
 
     def connection(self) -> Http2Connection:
         """The protocol of a new connection."""
-        return Http2Connection(self, self._limits, self._poll)
+        return Http2Connection(self, self._limits, self._buffer, self._poll)
 
     def add_hot(self, service: str, methods: Mapping[str, Hot]) -> None:
         """Methods that are answered without a task."""
@@ -186,20 +188,27 @@ class GrpcApplication:
         """Generated code calls this with the same methods once more."""
 
     def enforce(self, now: float) -> None:
-        """End what takes too long: greetings, requests that never end, coroutines past their deadline."""
+        """End what takes too long: requests that never end, coroutines past their deadline, silent connections."""
         for call in list(self.calls):
-            if call.task is not None and now > call.deadline:
-                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
-            elif call.stream.ended or call.messages is not None or call.stream.held_back:
-                continue
-            elif now > call.stream.heard + self._body_timeout_s:
-                text = f"nothing more of the request within {self._body_timeout_s:g} s"
-                call.finish(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            if text := self._overdue(call, now):
+                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         for connection in list(self.connections):
-            if not connection.greeted and now > connection.last_activity + self._header_timeout_s:
-                connection.close()
-            elif connection.stalled(now - self._body_timeout_s):
-                connection.abort()
+            self._patience.end_overdue(connection, now)
+
+    def _overdue(self, call: Call, now: float) -> str:
+        """Why a call has to end, if it has to."""
+        stream, messages, patience = call.stream, call.messages, self._patience
+        if call.task is not None and now > call.deadline:
+            return "the deadline has passed"
+        if stream.ended:
+            return ""
+        if messages is None:
+            heard = now if stream.held_back else stream.heard
+            return patience.why_overdue(now, heard=heard, began=call.began, deadline=call.deadline)
+        # of a conversation, pauses between its messages are none of our business, and neither are those that we make
+        if not stream.body or stream.held_back or messages.qsize() >= _AHEAD:
+            return ""
+        return patience.why_overdue(now, heard=stream.heard, began=now)
 
     def end_tasks(self) -> list[asyncio.Task[None]]:
         """End what runs as a coroutine, such as a watch that would never end."""
@@ -213,6 +222,7 @@ class GrpcApplication:
     # what connections call
 
     def opened(self, connection: Http2Connection) -> None:
+        connection.retires = connection.last_activity + self._patience.age_of_one()
         self.connections.add(connection)
 
     def lost(self, connection: Http2Connection) -> None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from math import inf
+from typing import Protocol, cast
 
 from gateway.busy_poll import BusyPoll
 from gateway.grpc.frames import (
     DEFAULT_WINDOW,
-    FRAME,
-    FRAME_BYTES,
     MAX_WINDOW,
-    PREFACE,
     ConnectionFault,
     ErrorCode,
     Flag,
@@ -33,6 +30,7 @@ from gateway.grpc.frames import (
     window_update,
 )
 from gateway.grpc.headers import Block, BlockReader
+from gateway.grpc.reading import FrameReader
 from gateway.grpc.streams import Limits, Outgoing, Room, Stream
 
 __all__ = ["Application", "Http2Connection", "Limits", "Stream"]
@@ -40,11 +38,10 @@ __all__ = ["Application", "Http2Connection", "Limits", "Stream"]
 _log = logging.getLogger("penstock.grpc")
 
 # taken from their classes once, not for every frame
-_DATA, _HEADERS, _CONTINUATION = Kind.DATA, Kind.HEADERS, Kind.CONTINUATION
-_END_STREAM, _END_HEADERS = Flag.END_STREAM, Flag.END_HEADERS
+_END_STREAM, _END_HEADERS, _PADDED = Flag.END_STREAM, Flag.END_HEADERS, Flag.PADDED
 _MAX_CONTINUATIONS = 16
 _UNREST_FOR_FREE = 200
-"""Resets and settings beyond one reset for each stream that may be open."""
+"""Resets, settings and pings beyond one reset for each stream that may be open."""
 _FORGIVEN_PER_S = 100.0
 
 
@@ -59,7 +56,7 @@ class Application(Protocol):
         """Headers are there."""
 
     def received(self, stream: Stream) -> None:
-        """`stream.body` may have grown. For more of it than a window's worth, call `stream.expect` each time."""
+        """`stream.body` is as long as was expected, or padding took some of its window: call `stream.expect` again."""
 
     def ended(self, stream: Stream) -> None:
         """The client has sent everything."""
@@ -68,32 +65,55 @@ class Application(Protocol):
         """Nobody waits for the rest of the answer any more."""
 
 
-class Http2Connection(asyncio.Protocol):
-    """One connection."""
+class Http2Connection(asyncio.BufferedProtocol):
+    """One connection.
 
-    def __init__(self, application: Application, limits: Limits, poll: BusyPoll | None = None) -> None:
+    Args:
+        application: who answers.
+        limits: what it may take up.
+        buffer: where the socket's bytes are read to. All connections of an event loop may have the same: nothing stays
+            there. A buffer of its own for each read, that `asyncio.Protocol` gets, costs a long request a fifth more.
+        poll: told of what comes and goes.
+    """
+
+    def __init__(
+        self, application: Application, limits: Limits, buffer: bytearray, poll: BusyPoll | None = None
+    ) -> None:
         self.limits = limits
         self._poll = poll
         self.streams: dict[int, Stream] = {}
         self.last_activity = time.monotonic()
-        self.greeted = False
-        """The client has shown that it speaks HTTP/2."""
+        self.retires = inf
+        """Monotonic second after which it takes no more calls."""
         self.outgoing = Outgoing(self._write, self._finish)
         self.room = Room(limits, self._write, self.streams)
         self._application = application
-        self._buffer = b""
-        self._blocks = BlockReader(4 * limits.max_header_bytes)
+        self._buffer, self._received = buffer, memoryview(buffer).toreadonly()
+        self._reader = FrameReader(self, limits, self.last_activity)
+        self._blocks = BlockReader(limits.max_block_bytes)
         self._remembered = self._blocks.remembered
         self._last_id = 0
         self._block: tuple[int, int, bytearray, int] | None = None
         """A header block that goes on: stream, flags, bytes, frames."""
         self._receive_window = DEFAULT_WINDOW
+        self._low_window = limits.connection_window_bytes // 2
         self._unrest = 0.0
         self._unrest_at = 0.0
+        self._busy_at, self._busy_id = self.last_activity, 0
         self._goodbye = False
         self._lingering = False
         self._stalled_since: float | None = None
-        self._frames: dict[int, Callable[[int, int, Any], None]] = {Kind.SETTINGS: self._on_first_settings}
+        self._reader.handlers = {
+            Kind.HEADERS: self._on_headers,
+            Kind.PRIORITY: self._on_priority,
+            Kind.RST_STREAM: self._on_reset,
+            Kind.SETTINGS: self._on_settings,
+            Kind.PUSH_PROMISE: self._on_push_promise,
+            Kind.PING: self._on_ping,
+            Kind.GOAWAY: self._on_goaway,
+            Kind.WINDOW_UPDATE: self._on_window_update,
+            Kind.CONTINUATION: self._on_continuation,
+        }
 
     # the transport
 
@@ -104,22 +124,22 @@ class Http2Connection(asyncio.Protocol):
         ours = settings(
             (Setting.MAX_CONCURRENT_STREAMS, limits.max_streams),
             (Setting.INITIAL_WINDOW_SIZE, limits.window_bytes),
+            (Setting.MAX_FRAME_SIZE, limits.max_frame_bytes),
             (Setting.MAX_HEADER_LIST_SIZE, limits.max_header_bytes),
         )
         self._write(ours + self._opened_window())
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         self.last_activity = time.monotonic()
         if self._poll is not None:
             self._poll.heard(self)
         if self._goodbye and not self.streams:
             return
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
         try:
-            at = 0 if self.greeted else self._greet(data)
-            self._buffer = self._read_frames(data, at) if self.greeted else data
+            self._reader.read(self._received[:nbytes], self.last_activity)
             self.outgoing.flush()
         except ConnectionFault as fault:
             self.close(fault.code, str(fault))
@@ -142,6 +162,22 @@ class Http2Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._stalled_since = None
             self._transport.resume_reading()
+
+    @property
+    def unfinished_since(self) -> float:
+        """Monotonic second since which a greeting, a header block or a frame waits to be completed; else infinite."""
+        return self._reader.since
+
+    @property
+    def ending(self) -> bool:
+        """Its last words are said."""
+        return self._lingering or self._transport.is_closing()
+
+    def last_busy(self, now: float) -> float:
+        """When it last had a call, as far as that shows to whoever asks now and then; it costs the calls nothing."""
+        if self.streams or self._last_id != self._busy_id:
+            self._busy_at, self._busy_id = now, self._last_id
+        return self._busy_at
 
     def stalled(self, since: float) -> bool:
         """The client has taken nothing of its answers since that monotonic second, on its socket or by its windows."""
@@ -227,40 +263,8 @@ class Http2Connection(asyncio.Protocol):
 
     # what is received
 
-    def _greet(self, data: bytes) -> int:
-        """How much of the data is the client's preface, once that is whole."""
-        if not PREFACE.startswith(data[: len(PREFACE)]):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 connection preface")
-        self.greeted = len(data) >= len(PREFACE)
-        return len(PREFACE)
-
-    def _read_frames(self, data: bytes, at: int) -> bytes:
-        end, whole = len(data), memoryview(data)  # of bodies nothing is copied before it has its place
-        while end - at >= FRAME.size:
-            high, low, kind, flags, number = FRAME.unpack_from(data, at)
-            length = high << 16 | low
-            if length > FRAME_BYTES:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes; at most {FRAME_BYTES}")
-            begin = at + FRAME.size
-            if end - begin < length:
-                break
-            at = begin + length
-            if self._block is not None and kind != _CONTINUATION:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was not continued")
-            handle = self._frames.get(kind)
-            if handle is None:
-                if len(self._frames) == 1:
-                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings come first")
-                continue  # unknown kinds are ignored (section 4.1)
-            number &= MAX_WINDOW
-            payload = whole[begin:at] if kind == _DATA else data[begin:at]
-            try:
-                handle(flags, number, payload)
-            except StreamFault as fault:
-                self._refuse(number, fault.code)
-        return data[at:]
-
-    def _refuse(self, number: int, code: ErrorCode) -> None:
+    def refuse(self, number: int, code: ErrorCode) -> None:
+        """See `gateway.grpc.reading.Receiver`, as for all that is on data."""
         if code is not ErrorCode.REFUSED_STREAM:
             self._disturb()
         stream = self.streams.get(number)
@@ -269,7 +273,7 @@ class Http2Connection(asyncio.Protocol):
             self._forget(stream)
         self._write(reset(number, code))
 
-    def _disturb(self) -> None:
+    def _disturb(self, text: str = "too many streams are begun and reset") -> None:
         """Count what lets a client begin more than it lets us finish, whoever resets (CVE-2023-44487, CVE-2025-8671).
 
         As many resets as there may be streams are nothing bad: one time-out of many calls.
@@ -278,34 +282,67 @@ class Http2Connection(asyncio.Protocol):
         self._unrest = max(self._unrest - (now - self._unrest_at) * _FORGIVEN_PER_S, 0) + 1
         self._unrest_at = now
         if self._unrest > self.limits.max_streams + _UNREST_FOR_FREE:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are begun and reset")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, text)
 
     def _check_begun(self, number: int) -> None:
         """A stream that is not at work any more may be spoken of; one that never was may not."""
         if number > self._last_id or number % 2 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a frame of stream {number}, which is idle")
 
-    def _on_data(self, flags: int, number: int, payload: memoryview) -> None:
+    def on_data(self, flags: int, number: int, payload: memoryview) -> None:
         size = len(payload)
+        stream = self._receiving(number, size)
+        if stream is None:
+            return
+        stream.receive_window -= size
+        body = stream.body
+        body += unpadded(payload) if flags & _PADDED else payload
+        if flags & _END_STREAM:
+            self._end(stream)
+            return
+        stream.heard = self.last_activity
+        if len(body) >= stream.wanted or flags & _PADDED:
+            self._application.received(stream)
+
+    def on_data_begun(self, number: int, length: int, padding: int) -> Stream | None:
+        stream = self._receiving(number, length)
+        if stream is not None:
+            stream.receive_window -= padding
+        return stream
+
+    def on_data_part(self, stream: Stream, part: memoryview) -> None:
+        if stream.closed:
+            return
+        stream.receive_window -= len(part)
+        stream.body += part
+        stream.heard = self.last_activity
+        if len(stream.body) >= stream.wanted:
+            self._application.received(stream)
+
+    def on_data_ended(self, stream: Stream, flags: int) -> None:
+        if stream.closed:
+            return
+        if flags & _END_STREAM:
+            self._end(stream)
+        elif flags & _PADDED:
+            self._application.received(stream)
+
+    def _receiving(self, number: int, size: int) -> Stream | None:
+        """Flow control of a frame of data: whose it is, None if that has ended."""
         self._receive_window -= size
-        # half of it is more than a frame: it always holds the next one
-        if self._receive_window < self.limits.connection_window_bytes // 2:
+        if self._receive_window < self._low_window:
+            if self._receive_window < 0:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
             self._write(self._opened_window())
         stream = self.streams.get(number)
         if stream is None:
-            self._check_begun(number)
-            return  # on its way while we ended the stream
+            self._check_begun(number)  # on its way while we ended the stream
+            return None
         if stream.ended:
             raise StreamFault(ErrorCode.STREAM_CLOSED)
-        stream.receive_window -= size
-        if stream.receive_window < 0:
+        if size > stream.receive_window:
             raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR)
-        stream.body += unpadded(payload) if flags & Flag.PADDED else payload
-        if flags & _END_STREAM:
-            self._end(stream)
-        else:
-            stream.heard = self.last_activity
-            self._application.received(stream)
+        return stream
 
     def _end(self, stream: Stream) -> None:
         stream.ended = True
@@ -326,17 +363,19 @@ class Http2Connection(asyncio.Protocol):
             self._on_block(flags, number, payload)
         else:
             self._block = (number, flags, bytearray(payload), 1)
+            self._reader.only = Kind.CONTINUATION
 
     def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
         if self._block is None or self._block[0] != number:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
         _, first_flags, block, count = self._block
         block += payload
-        if len(block) > 4 * self.limits.max_header_bytes or count > _MAX_CONTINUATIONS:
+        if len(block) > self.limits.max_block_bytes or count > _MAX_CONTINUATIONS:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block that does not end")
         self._block = (number, first_flags, block, count + 1)
         if flags & _END_HEADERS:
             self._block = None
+            self._reader.done()
             self._on_block(first_flags, number, bytes(block))
 
     def _on_block(self, flags: int, number: int, block: bytes) -> None:
@@ -385,31 +424,18 @@ class Http2Connection(asyncio.Protocol):
             self._forget(stream)
         self._disturb()
 
-    def _on_first_settings(self, flags: int, number: int, payload: bytes) -> None:
-        if flags & Flag.ACK:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings come first")
-        self._frames = {
-            _DATA: self._on_data,
-            _HEADERS: self._on_headers,
-            Kind.PRIORITY: self._on_priority,
-            Kind.RST_STREAM: self._on_reset,
-            Kind.SETTINGS: self._on_settings,
-            Kind.PUSH_PROMISE: self._on_push_promise,
-            Kind.PING: self._on_ping,
-            Kind.GOAWAY: self._on_goaway,
-            Kind.WINDOW_UPDATE: self._on_window_update,
-            _CONTINUATION: self._on_continuation,
-        }
-        self._on_settings(flags, number, payload)
-
     def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
         if number != 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings of a stream")
         if flags & Flag.ACK:
+            if self._reader.only is not None:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings come first")
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of settings has no bytes")
             return
-        self._disturb()  # each concerns all streams
+        if self._reader.only is not None:
+            self._reader.done()
+        self._disturb("too many settings")  # each concerns all streams
         given = settings_of(payload)
         outgoing = self.outgoing
         outgoing.max_frame = given.get(Setting.MAX_FRAME_SIZE, outgoing.max_frame)
@@ -426,6 +452,9 @@ class Http2Connection(asyncio.Protocol):
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a ping has 8 bytes")
         if not flags & Flag.ACK:
+            if not self.outgoing.spoke:  # clients measure their line by a ping for what they get: gRPC lets them
+                self._disturb("too_many_pings")  # the word by which they know to ask less often
+            self.outgoing.spoke = False
             self._write(frame(Kind.PING, Flag.ACK, 0, payload))
 
     def _on_goaway(self, _flags: int, number: int, payload: bytes) -> None:

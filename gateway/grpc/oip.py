@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -46,6 +46,17 @@ _FIELDS = {
 }
 _MAX_TENSORS = 1024
 """A few megabytes of empty messages would unfold to hundreds."""
+_LONG = 16_384
+"""Bytes of a message from which on it pays to look for the tensors that need no copy."""
+_MAX_FIELDS = 64
+_RAW_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2
+
+
+class _Request(NamedTuple):
+    """A message and its raw tensors, which in a long one stay where they came."""
+
+    message: pb.ModelInferRequest
+    raw: Sequence[bytes | memoryview]
 
 
 def handlers(router: Router, readiness: Readiness) -> dict[str, Any]:
@@ -79,17 +90,56 @@ def handlers(router: Router, readiness: Readiness) -> dict[str, Any]:
 def prediction_methods(router: Router) -> dict[str, PredictionMethod]:
     """The methods that predict, by name."""
 
-    def prepare(request: pb.ModelInferRequest, received: float, limit_s: float) -> tuple[Deployment, Prediction]:
+    def prepare(request: _Request, received: float, limit_s: float) -> tuple[Deployment, Prediction]:
         return _prepare(request, router, received, limit_s)
 
-    return {"ModelInfer": PredictionMethod("oip-grpc", pb.ModelInferRequest, prepare, _response)}
+    return {"ModelInfer": PredictionMethod("oip-grpc", pb.ModelInferRequest, _parse, prepare, _response)}
 
 
-def _prepare(
-    request: pb.ModelInferRequest, router: Router, received: float, limit_s: float
-) -> tuple[Deployment, Prediction]:
+def _parse(data: bytes | bytearray) -> _Request:
+    """Raises as `FromString` does."""
+    found = _split(data) if len(data) >= _LONG else None
+    if found is not None:
+        rest, raw = found
+        return _Request(pb.ModelInferRequest.FromString(rest), raw)
+    message = pb.ModelInferRequest.FromString(cast("bytes", data))  # a bytearray does
+    return _Request(message, message.raw_input_contents)
+
+
+def _split(data: bytes | bytearray) -> tuple[bytes, list[memoryview]] | None:
+    """What protobuf is to parse, and views of the raw tensors, which it would copy twice.
+
+    None when the fields do not look as serializers write them, or are many: then protobuf has to say what they mean.
+    """
+    whole, end, at = memoryview(data).toreadonly(), len(data), 0
+    rest: list[memoryview] = []
+    raw: list[memoryview] = []
+    while at < end:
+        begin, length, shift, byte = at, 0, 0, 0x80
+        while byte & 0x80:
+            at += 1
+            if at == end or shift > 28:
+                return None
+            byte = data[at]
+            length |= (byte & 0x7F) << shift
+            shift += 7
+        at += 1
+        stop = at + length
+        # a tag of one byte, for a field that has a length
+        if data[begin] & 0x87 != 2 or stop > end or len(rest) + len(raw) >= _MAX_FIELDS:
+            return None
+        if data[begin] == _RAW_TAG:
+            raw.append(whole[at:stop])
+        else:
+            rest.append(whole[begin:stop])
+        at = stop
+    return b"".join(rest), raw
+
+
+def _prepare(parsed: _Request, router: Router, received: float, limit_s: float) -> tuple[Deployment, Prediction]:
+    request = parsed.message
     deployment = router.deployment(request.model_name, request.model_version)
-    tensors = _inputs(request)
+    tensors = _inputs(request, parsed.raw)
     parameters = _parameters(request.parameters)
     deployment = router.in_mode(deployment, mode_in(parameters))
     graph = graph_of(deployment)
@@ -107,8 +157,8 @@ def _prepare(
     return deployment, prediction
 
 
-def _response(request: pb.ModelInferRequest, deployment: Deployment, outcome: Outcome) -> pb.ModelInferResponse:
-    outputs = outcome.tensors or ()
+def _response(parsed: _Request, deployment: Deployment, outcome: Outcome) -> pb.ModelInferResponse:
+    request, outputs = parsed.message, outcome.tensors or ()
     # always raw: tritonclient cannot read typed numbers
     return pb.ModelInferResponse(
         model_name=request.model_name,
@@ -121,8 +171,7 @@ def _response(request: pb.ModelInferRequest, deployment: Deployment, outcome: Ou
     )
 
 
-def _inputs(request: pb.ModelInferRequest) -> list[Tensor]:
-    raw = request.raw_input_contents
+def _inputs(request: pb.ModelInferRequest, raw: Sequence[bytes | memoryview]) -> list[Tensor]:
     if max(len(request.inputs), len(request.outputs), len(request.parameters), len(raw)) > _MAX_TENSORS:
         raise InvalidBody(f"a request may hold {_MAX_TENSORS} inputs, outputs and parameters each")
     if not raw:

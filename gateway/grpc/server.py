@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from gateway.busy_poll import BusyPoll
 from gateway.grpc import oip, torchserve
 from gateway.grpc.calls import GrpcApplication
+from gateway.grpc.patience import Patience
 from gateway.grpc.service import PredictionMethod, Predictor
 from gateway.grpc.streams import Limits
 from gateway.listening import listen
@@ -23,7 +24,8 @@ __all__ = ["GrpcFront"]
 _OVERHEAD = 64 * 1024
 """What a message may hold beside the body that the limit is meant for."""
 _MAX_METADATA_BYTES = 16 * 1024
-_MAX_STREAMS = 1000
+_MAX_STREAMS = 100
+"""Calls at once on one connection; a client's further ones wait for these, or it connects once more."""
 _TURN_S = 0.02
 
 
@@ -85,6 +87,16 @@ class GrpcFront:
         await self._server.stop(grace_s)
 
 
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        header_s=settings.header_timeout_s,
+        body_s=settings.body_timeout_s,
+        request_s=settings.request_timeout_s,
+        idle_s=settings.idle_timeout_s,
+        grace_s=settings.request_timeout_s,
+    )
+
+
 class _Server(Protocol):
     """Who speaks HTTP/2."""
 
@@ -110,8 +122,7 @@ class _Http2:
         self._application = GrpcApplication(
             limits,
             max_message_bytes=limit,
-            body_timeout_s=settings.body_timeout_s,
-            header_timeout_s=settings.header_timeout_s,
+            patience=_patience(settings),
             poll=poll,
         )
         self._predictor = predictor
@@ -126,7 +137,8 @@ class _Http2:
         self._application.add_hot(service, hot)
 
     async def start(self, host: str, port: int) -> int:
-        self._listener, bound = await listen(self._application.connection, host, port, reuse_port=self._reuse_port)
+        connection: Any = self._application.connection  # no `asyncio.Protocol`, but as good
+        self._listener, bound = await listen(connection, host, port, reuse_port=self._reuse_port)
         return bound
 
     def enforce(self, now: float) -> None:
@@ -160,6 +172,7 @@ class _Grpcio:
                 ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
                 # two gateways on one port would split the traffic in secret; a supervisor has made sure of its own
                 ("grpc.so_reuseport", int(reuse_port)),
+                *_patience(settings).grpcio_options,
             ]
         )
         self.add_registered_method_handlers = self._server.add_registered_method_handlers

@@ -41,10 +41,12 @@ class PredictionMethod(NamedTuple):
     protocol: str
     """Label in the metrics."""
     request_type: type[Message]
+    parse: Callable[[bytes], Any]
+    """The message, or more that was made of its bytes. Raises as `FromString` does."""
     prepare: Callable[[Any, float, float], tuple[Deployment, Prediction]]
-    """Request, monotonic second of its arrival, seconds it may take. Raises `PenstockError`."""
+    """What was parsed, monotonic second of its arrival, seconds it may take. Raises `PenstockError`."""
     answer: Callable[[Any, Deployment, Outcome], Message]
-    """The response to a request from an outcome that is no error."""
+    """The response to what was parsed, from an outcome that is no error."""
 
 
 class Predictor:
@@ -70,10 +72,13 @@ class Predictor:
         if self.draining:
             raise Overloaded(_SHUTTING_DOWN)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        spent: Timing | None = None
 
         def deliver(outcome: Outcome, timing: Timing | None) -> None:
+            nonlocal spent
             if answer.done():  # the client may have cancelled
                 return
+            spent = timing
             if timing is not None and self.server_timing:
                 text = server_timing(time.monotonic() - received, timing).decode()
                 context.set_trailing_metadata((("server-timing", text),))
@@ -87,7 +92,7 @@ class Predictor:
             code = "OK" if outcome.ok else grpc_status(outcome.error()).name
         finally:
             self.in_flight -= 1
-            self.metrics.answered(protocol, deployment.manifest.name, code, time.monotonic() - received)
+            self.metrics.answered(protocol, deployment.manifest.name, code, time.monotonic() - received, spent)
         if not outcome.ok:
             raise outcome.error()
         return outcome
@@ -106,7 +111,7 @@ class Predictor:
             outcome = await self.predict(deployment, prediction, method.protocol, received, context)
             return method.answer(request, deployment, outcome)
 
-        return unary(method.request_type, call)
+        return unary(method.request_type, call, method.parse)
 
     def hot(self, method: PredictionMethod) -> Hot:
         """For our own server: no task, no future, no context."""
@@ -115,7 +120,7 @@ class Predictor:
     def _start(self, method: PredictionMethod, message: bytes | bytearray, call: Call) -> None:
         received = time.monotonic()
         try:
-            request = method.request_type.FromString(cast("bytes", message))  # a bytearray does, and is not copied
+            request = method.parse(cast("bytes", message))  # a bytearray does, and is not copied
         except (DecodeError, UnicodeDecodeError):
             call.finish(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(method.request_type))
             return
@@ -151,7 +156,7 @@ class _Flight:
         self,
         predictor: Predictor,
         method: PredictionMethod,
-        request: Message,
+        request: Any,
         deployment: Deployment,
         call: Call,
         received: float,
@@ -169,23 +174,25 @@ class _Flight:
             return
         if not outcome.ok:
             error = outcome.error()
-            self._count(grpc_status(error))
-            call.finish(grpc_status(error), str(error)[:_MAX_DETAILS])
+            code = grpc_status(error)
+            seconds = self._count(code, timing)
+            shown = ((b"server-timing", server_timing(seconds, timing)),) if timing and predictor.server_timing else ()
+            call.finish(code, str(error)[:_MAX_DETAILS], *shown)
             return
         message = self._method.answer(self._request, self._deployment, outcome).SerializeToString()
-        seconds = self._count(grpc.StatusCode.OK)
+        seconds = self._count(grpc.StatusCode.OK, timing)
         if timing is not None and predictor.server_timing:
             call.reply(message, (b"server-timing", server_timing(seconds, timing)))
         else:
             call.reply(message)
 
     def cancelled(self) -> None:
-        self._count(grpc.StatusCode.CANCELLED)
+        self._count(grpc.StatusCode.CANCELLED, None)
 
-    def _count(self, code: grpc.StatusCode) -> float:
-        seconds = time.monotonic() - self._received
+    def _count(self, code: grpc.StatusCode, timing: Timing | None) -> float:
+        seconds, metrics = time.monotonic() - self._received, self._predictor.metrics
         self._predictor.in_flight -= 1
-        self._predictor.metrics.answered(self._method.protocol, self._deployment.manifest.name, code.name, seconds)
+        metrics.answered(self._method.protocol, self._deployment.manifest.name, code.name, seconds, timing)
         return seconds
 
 
@@ -196,10 +203,14 @@ def _not_valid(request_type: type[Message]) -> str:
 def unary(
     request_type: type[RequestT],
     behaviour: Callable[[RequestT, Context], Awaitable[Message]],
+    parse: Callable[[bytes], Any] | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """A unary method: undecodable bytes are INVALID_ARGUMENT, our errors their own status, surprises leak no text."""
+    """A unary method: undecodable bytes are INVALID_ARGUMENT, our errors their own status, surprises leak no text.
 
-    async def call(request: RequestT | None, context: Context) -> Message:
+    With `parse`, the method gets what that makes of the request's bytes.
+    """
+
+    async def call(request: Any, context: Context) -> Message:
         if request is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(request_type))
         try:
@@ -215,12 +226,12 @@ def unary(
             await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
         raise AssertionError  # abort always raises
 
-    def parse(data: bytes) -> RequestT | None:
+    def parsed(data: bytes) -> Any:
         try:
-            return request_type.FromString(data)
+            return parse(data) if parse is not None else request_type.FromString(data)
         except (DecodeError, UnicodeDecodeError):
             return None
 
     return grpc.unary_unary_rpc_method_handler(
-        call, request_deserializer=parse, response_serializer=lambda message: message.SerializeToString()
+        call, request_deserializer=parsed, response_serializer=lambda message: message.SerializeToString()
     )

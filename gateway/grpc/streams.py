@@ -39,6 +39,7 @@ class Limits:
         max_streams: requests at once.
         window_bytes: what a client may send on one stream before it is let on.
         connection_window_bytes: the same on all streams together, until it is read; at least 65,535.
+        max_frame_bytes: of data; whoever sends longer ones sends, and lets us read, fewer.
         linger_s: between the last words on a connection and its end.
     """
 
@@ -47,15 +48,19 @@ class Limits:
         *,
         max_header_bytes: int,
         max_body_bytes: int,
-        max_streams: int = 1000,
-        window_bytes: int = 2**18,
+        max_streams: int = 100,
+        window_bytes: int = 2**20,
         connection_window_bytes: int = 2**22,
+        max_frame_bytes: int = 2**20,
         linger_s: float = 0.2,
     ) -> None:
         self.max_header_bytes = max_header_bytes
         self.max_body_bytes = max_body_bytes
         self.max_streams = max_streams
+        self.max_block_bytes = 4 * max_header_bytes
+        """What is decoded at most, to be refused with a status; beyond that the connection ends."""
         self.window_bytes = window_bytes
+        self.max_frame_bytes = max(max_frame_bytes, FRAME_BYTES)
         self.linger_s = linger_s
         self.connection_window_bytes = max(connection_window_bytes, DEFAULT_WINDOW)
 
@@ -86,6 +91,7 @@ class Stream:
         "receive_window",
         "send_window",
         "waiting",
+        "wanted",
     )
 
     def __init__(self, connection: _Connection, number: int, block: Block, *, ended: bool) -> None:
@@ -107,6 +113,8 @@ class Stream:
         self.granted = 0
         """What the client may send beyond that, for a message that needs it."""
         self.send_window = connection.outgoing.initial_window
+        self.wanted = 0
+        """Length of the body at which the application is told of it."""
         self.waiting: Waiting | None = None
         """What of the answer waits for the client's windows."""
 
@@ -126,7 +134,8 @@ class Stream:
             await self.waiting.over()
 
     def expect(self, size: int) -> None:
-        """Let the client send until the body has so many bytes, now or once there is room for them."""
+        """Let the client send until the body has so many bytes, now or once there is room for them; tell me then."""
+        self.wanted = size
         self.connection.room.expect(self, size)
 
     def consume(self, size: int) -> None:
@@ -230,6 +239,8 @@ class Outgoing:
         """Bytes that wait for the peer's windows."""
         self.waiting_since: float | None = None
         """Monotonic second since which the peer's windows have let nothing through, while something waits."""
+        self.spoke = False
+        """Something was sent on a stream; whoever wants to know when the next is sets it back."""
         self._window = DEFAULT_WINDOW
         self._write = write
         self._finish = finish
@@ -244,6 +255,7 @@ class Outgoing:
         Header blocks are shorter than 16 KiB: each is one frame.
         """
         out = []
+        self.spoke = True
         if headers:
             out.append(frame(_HEADERS, _END_HEADERS, stream.id, self._prefixed(headers)))
         size = len(data)
@@ -323,6 +335,7 @@ class Outgoing:
 
     def _advance(self, stream: Stream, waiting: Waiting, out: list[bytes]) -> None:
         data, before = waiting.data, len(waiting.data)
+        self.spoke = True
         while data:
             size = min(len(data), self._window, stream.send_window, self.max_frame)
             if size <= 0:

@@ -49,7 +49,11 @@ def prediction_methods(router: Router) -> dict[str, PredictionMethod]:
     def answer(_: pb.PredictionsRequest, __: Deployment, outcome: Outcome) -> pb.PredictionResponse:
         return pb.PredictionResponse(prediction=outcome.body)
 
-    return {"Predictions": PredictionMethod("torchserve-grpc", pb.PredictionsRequest, prepare, answer)}
+    return {
+        "Predictions": PredictionMethod(
+            "torchserve-grpc", pb.PredictionsRequest, pb.PredictionsRequest.FromString, prepare, answer
+        )
+    }
 
 
 def _body(entries: Mapping[str, bytes]) -> bytes:

@@ -1,14 +1,18 @@
 """What Prometheus reads."""
 
 import re
+from typing import Any
 
 import grpc
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from formats.protos import torchserve_pb2 as pb
 from tests.gateway.live import LiveGateway
 
+KINDS = ("sum", "count")
+CALLED = {("model", "tiny"), ("version", "2"), ("mode", "predict")}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -26,12 +30,26 @@ def count(samples: Samples, protocol: str, endpoint: str, code: str) -> float:
     return samples.get(("penstock_request_seconds_count", labels), 0.0)
 
 
-def test_counts_are_what_was_sent(live: LiveGateway, http: httpx.Client, channel: grpc.Channel, png: bytes) -> None:
-    predict = channel.unary_unary(
+def stages(samples: Samples, kind: str) -> dict[str, float]:
+    """`penstock_stage_seconds` of what `predict` calls: its `sum` or `count` by stage."""
+    return {
+        dict(labels)["stage"]: value
+        for (name, labels), value in samples.items()
+        if name == f"penstock_stage_seconds_{kind}" and set(labels) > CALLED
+    }
+
+
+@pytest.fixture
+def predict(channel: grpc.Channel) -> Any:
+    """TorchServe's Predictions over gRPC."""
+    return channel.unary_unary(
         "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
         request_serializer=pb.PredictionsRequest.SerializeToString,
         response_deserializer=pb.PredictionResponse.FromString,
     )
+
+
+def test_counts_are_what_was_sent(live: LiveGateway, http: httpx.Client, predict: Any, png: bytes) -> None:
     before = scrape(live)
 
     for _ in range(7):
@@ -52,6 +70,35 @@ def test_counts_are_what_was_sent(live: LiveGateway, http: httpx.Client, channel
     batches = ("model", "tiny"), ("mode", "predict"), ("pool", "cpu"), ("version", "2")
     size = ("penstock_batch_size_sum", tuple(sorted(batches)))
     assert after[size] - before.get(size, 0) == 17
+
+
+def test_the_split_of_every_prediction_is_kept(live: LiveGateway, predict: Any, png: bytes) -> None:
+    request = pb.PredictionsRequest(model_name="tiny", input={"data": png})
+    predict(request, timeout=60)
+    before = scrape(live)
+
+    calls = [predict.future(request, timeout=60) for _ in range(20)]
+    for call in calls:
+        call.result()
+
+    after = scrape(live)
+    seconds, counts = ({k: v - stages(before, kind)[k] for k, v in stages(after, kind).items()} for kind in KINDS)
+    labels = (("code", "OK"), ("endpoint", "tiny"), ("protocol", "torchserve-grpc"))
+    whole = after["penstock_request_seconds_sum", labels] - before["penstock_request_seconds_sum", labels]
+    assert (counts["gateway"], counts["queue"]) == (20, 20)
+    assert 1 <= counts["batch"] == counts["pre"] == counts["graph"] == counts["post"] == counts["hop"] <= 20
+    assert 0 < seconds["gateway"] + seconds["queue"] < whole
+    inside = sum(seconds[stage] for stage in ("pre", "graph", "post", "hop"))
+    assert seconds["batch"] == pytest.approx(inside, abs=1e-6)
+
+
+def test_what_reaches_no_backend_has_no_stages(live: LiveGateway, predict: Any) -> None:
+    before = scrape(live)
+
+    with pytest.raises(grpc.RpcError):
+        predict(pb.PredictionsRequest(model_name="tiny"), timeout=60)
+
+    assert stages(scrape(live), "count") == stages(before, "count")
 
 
 def test_names_that_clients_make_up_become_no_labels(live: LiveGateway, http: httpx.Client) -> None:

@@ -14,6 +14,7 @@ import hpack
 from gateway.grpc.calls import Call, GrpcApplication
 from gateway.grpc.frames import FRAME, PREFACE, ErrorCode, Flag, Kind, frame, reset, settings, window_update
 from gateway.grpc.http2 import Http2Connection
+from gateway.grpc.patience import Patience
 from gateway.grpc.streams import Limits
 
 __all__ = ["HEADERS", "LIMITS", "Answer", "Frame", "Peer", "Server", "frames_of", "message"]
@@ -32,6 +33,7 @@ LIMITS = Limits(
     max_streams=10,
     window_bytes=20_000,
     connection_window_bytes=70_000,
+    max_frame_bytes=30_000,
     linger_s=0.01,
 )
 _HIGH_WATER = 65_536
@@ -89,9 +91,7 @@ class Server:
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits = LIMITS, max_message_bytes: int = 50_000):
         self.loop = loop
         self.limits = limits
-        self.application = GrpcApplication(
-            limits, max_message_bytes=max_message_bytes, body_timeout_s=30, header_timeout_s=10
-        )
+        self.application = GrpcApplication(limits, max_message_bytes=max_message_bytes, patience=Patience(age_s=1000))
         self.held: list[Call] = []
         """Calls of `Hold`, which answers nothing by itself."""
         self.cancelled: list[int] = []
@@ -113,7 +113,11 @@ class Server:
 
     def enforce(self, seconds_later: float) -> None:
         """As the sweep does that looks for what takes too long."""
-        self.application.enforce(self.loop.time() + seconds_later)
+
+        async def sweep() -> None:
+            self.application.enforce(self.loop.time() + seconds_later)
+
+        self.loop.run_until_complete(sweep())
 
     @property
     def in_flight(self) -> int:
@@ -203,7 +207,16 @@ class Peer:
     def feed(self, *data: bytes) -> None:
         """Send in one piece, and let the server do what it then has to."""
         if not self.closed:
-            self._run(lambda: self.connection.data_received(b"".join(data)))
+            self._run(lambda: self._deliver(b"".join(data)))
+
+    def _deliver(self, data: bytes) -> None:
+        """As a transport does, in pieces of the buffer's size, which is not left as it was."""
+        buffer = self.connection.get_buffer(-1)
+        for at in range(0, len(data), len(buffer)):
+            piece = data[at : at + len(buffer)]
+            buffer[: len(piece)] = piece
+            self.connection.buffer_updated(len(piece))
+            buffer[: len(piece)] = bytes(len(piece))
 
     def lose(self) -> None:
         """The connection breaks."""

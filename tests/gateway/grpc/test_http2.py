@@ -29,7 +29,7 @@ def test_the_server_says_at_once_what_it_takes(server: Server) -> None:
     peer = server.connect(greet=False)
 
     given = dict(struct.iter_unpack(">HI", peer.kinds(Kind.SETTINGS)[0].payload))
-    assert given == {3: 10, 4: WINDOW, 6: 1000}
+    assert given == {3: 10, 4: WINDOW, 5: 30_000, 6: 1000}
     assert peer.granted(0) == CONNECTION_WINDOW - 65_535
 
 
@@ -84,13 +84,109 @@ def test_what_is_no_http2_is_turned_away(server: Server, data: bytes) -> None:
     assert peer.goodbye == PROTOCOL
 
 
-def test_who_never_greets_is_let_go(server: Server) -> None:
-    silent, slow, idle = server.connect(greet=False), server.connect(greet=False), server.connect()
-    slow.feed(PREFACE[:10])
+UNFINISHED = {
+    "nothing": b"",
+    "preface": PREFACE[:10],
+    "no-settings": PREFACE,
+    "settings": PREFACE + settings((4, 5))[:-1],
+    "frame": PREFACE + settings() + frame(Kind.PING, 0, 0, bytes(8))[:5],
+    "headers": PREFACE + settings() + frame(Kind.HEADERS, Flag.END_HEADERS, 1, bytes(100))[:50],
+    "block": PREFACE + settings() + frame(Kind.HEADERS, 0, 1, b"\x82"),
+    "block-that-goes-on": PREFACE + settings() + frame(Kind.HEADERS, 0, 1, b"") + frame(Kind.CONTINUATION, 0, 1, b""),
+}
+
+
+@pytest.mark.parametrize("data", UNFINISHED.values(), ids=UNFINISHED.keys())
+def test_what_is_never_completed_ends_with_the_connection(server: Server, data: bytes) -> None:
+    peer, other = server.connect(greet=False), server.connect()
+    peer.feed(data)
+
+    server.enforce(9)
+    peer.wait(0.02)
+    assert not peer.closed
+    server.enforce(11)
+    peer.wait(0.02)
+
+    assert (peer.closed, peer.goodbye) == (True, CALM)
+    assert works(other, 1)
+
+
+def test_to_go_on_a_little_at_a_time_is_not_to_complete(server: Server) -> None:
+    block, headers = server.connect(), server.connect()
+    block.feed(frame(Kind.HEADERS, 0, 1, b""))
+    headers.feed(frame(Kind.HEADERS, Flag.END_HEADERS, 1, bytes(100))[:50])
+
+    for peer, more in ((block, frame(Kind.CONTINUATION, 0, 1, b"")), (headers, b"x")):
+        peer.connection._reader.since -= 11
+        peer.feed(more)
+    server.enforce(0)
+
+    assert (block.goodbye, headers.goodbye) == (CALM, CALM)
+
+
+def test_what_was_completed_is_not_held_against_who_was_slow(server: Server, peer: Peer) -> None:
+    request = peer.begin(1, "Hold")
+    for piece in (
+        request[:7],
+        request[7:],
+        frame(Kind.HEADERS, 0, 3, b""),
+        frame(Kind.CONTINUATION, 4, 3, peer.block()),
+    ):
+        peer.feed(piece)
 
     server.enforce(11)
 
-    assert (silent.closed, slow.closed, idle.closed) == (True, True, False)
+    assert not peer.kinds(Kind.GOAWAY)
+
+
+def test_an_idle_connection_is_told_to_go(server: Server, peer: Peer) -> None:
+    peer.feed(peer.request(1, "Hold"))
+    server.enforce(100)
+    peer._run(lambda: server.held[0].reply(b""))
+    server.enforce(170)  # the call is over since some time after 100
+
+    assert not peer.kinds(Kind.GOAWAY)
+    peer.feed(frame(Kind.PING, 0, 0, bytes(8)))  # which is no call
+    server.enforce(180)
+    peer.wait(0.02)
+
+    assert (peer.goodbye, peer.closed) == (ErrorCode.NO_ERROR, True)
+
+
+def test_calls_between_two_looks_are_noticed(server: Server, peer: Peer) -> None:
+    for number in range(1, 11, 2):
+        peer.call(number)
+        server.enforce(70 * number)
+
+    assert not peer.kinds(Kind.GOAWAY)
+
+
+def test_an_old_connection_takes_no_more_calls(server: Server, peer: Peer) -> None:
+    """`Server` lets them become 1000 s old, give or take a tenth."""
+    peer.feed(peer.request(1, "Hold"))
+    left = peer.connection.retires - server.loop.time()
+    assert 899 < left < 1100
+
+    server.enforce(left - 1)
+    assert not peer.kinds(Kind.GOAWAY)
+    server.enforce(left + 1)
+    assert (peer.goodbye, peer.call(3).reset) == (ErrorCode.NO_ERROR, ErrorCode.REFUSED_STREAM)
+    peer._run(lambda: server.held[0].reply(b"done"))
+    peer.wait(0.02)
+
+    assert (peer.answer(1).body, peer.closed) == (message(b"done"), True)
+
+
+def test_calls_that_outlast_an_old_connection_are_cancelled(server: Server, peer: Peer) -> None:
+    peer.feed(peer.request(1, "Hold"))
+
+    left = peer.connection.retires - server.loop.time()
+
+    server.enforce(left + 1)
+    assert not server.cancelled
+    server.enforce(left + 61)
+
+    assert (server.cancelled, peer.closed) == ([1], True)
 
 
 # frames: sections 4 and 6
@@ -104,6 +200,51 @@ def test_padding_is_not_part_of_the_message(peer: Peer) -> None:
     peer.feed(frame(Kind.DATA, Flag.END_STREAM | Flag.PADDED, 1, data))
 
     assert peer.answer(1).body == message(b"padded")
+
+
+def test_a_frame_of_data_may_come_in_any_two_parts(server: Server) -> None:
+    """Also one with padding, and one that is longer than what is read at once."""
+    block = server.connect().begin(1)
+    padded = frame(Kind.DATA, Flag.END_STREAM | Flag.PADDED, 1, b"\x07" + message(b"padded") + bytes(7))
+    for data in (padded, frame(Kind.DATA, Flag.END_STREAM, 1, message(b"plain"))):
+        for at in range(1, len(data)):
+            peer = server.connect()
+            peer.feed(block, data[:at])
+            peer.feed(data[at:], frame(Kind.PING, 0, 0, bytes(8)))
+
+            assert peer.answer(1).body in (message(b"padded"), message(b"plain"))
+            assert peer.connection.streams == {}
+            assert len(peer.kinds(Kind.PING)) == 1
+
+
+def test_a_message_longer_than_the_window_may_come_in_frames_as_long_as_can_be(server: Server) -> None:
+    peer = server.connect(greet={4: 2**20})
+    long = message(bytes(range(250)) * 200)
+    cuts = ((0, 20_000), (20_000, 50_000), (50_000, 60_000))
+    frames = b"".join(frame(Kind.DATA, end > len(long), 1, long[begin:end]) for begin, end in cuts)
+
+    peer.feed(peer.begin(1), frames[:5000])
+    assert peer.granted(1) == 50_005 - WINDOW  # at once, for a frame that is not there yet
+    for at in range(5000, len(frames), 7000):
+        peer.feed(frames[at : at + 7000])
+
+    assert peer.answer(1).reset is None
+    assert peer.answer(1).body == long
+
+
+def test_the_rest_of_a_frame_that_nobody_wants_is_read_over(server: Server, peer: Peer) -> None:
+    answered = frame(Kind.DATA, 0, 1, message(bytes(10), length=60_000) + bytes(10_000))  # refused by its length
+    unknown = frame(0x77, 0, 1, bytes(25_000))
+    ended = frame(Kind.DATA, 0, 1, bytes(15_000))
+    peer.feed(peer.begin(1), answered[:100])
+    assert peer.answer(1).status == "RESOURCE_EXHAUSTED"
+
+    rest = answered[100:] + unknown + ended + frame(Kind.PING, 0, 0, bytes(8))
+    for at in range(0, len(rest), 999):
+        peer.feed(rest[at : at + 999])
+
+    assert len(peer.kinds(Kind.PING)) == 1
+    assert works(peer, 3)
 
 
 def test_priority_is_read_over(peer: Peer) -> None:
@@ -150,7 +291,9 @@ BLOCK = encode_headers(*((name.encode(), value.encode()) for name, value in HEAD
 OPEN = frame(Kind.HEADERS, Flag.END_HEADERS, 1, BLOCK)
 """A request on stream 1 whose data is still to come; no table is used, so that it can stand anywhere."""
 BAD: dict[str, tuple[bytes, ErrorCode]] = {
-    "frame-too-long": (struct.pack(">BHBBI", 0, 16_385, Kind.DATA, 0, 1), SIZE),
+    "frame-too-long": (struct.pack(">BHBBI", 0, 30_001, Kind.DATA, 0, 1), SIZE),
+    "headers-too-long": (frame(Kind.HEADERS, END, 1, bytes(16_385)), CALM),
+    "headers-that-will-be-too-long": (frame(Kind.HEADERS, END, 1, bytes(16_385))[:20], CALM),
     "data-on-0": (frame(Kind.DATA, 0, 0, b"x"), PROTOCOL),
     "data-on-idle": (frame(Kind.DATA, 0, 5, b"x"), PROTOCOL),
     "data-on-even": (OPEN.replace(b"\0\0\0\1", b"\0\0\0\5", 1) + frame(Kind.DATA, 0, 2, b"x"), PROTOCOL),
@@ -223,6 +366,7 @@ BAD_STREAM: dict[str, tuple[bytes, ErrorCode]] = {
     "trailers-like-a-request": (OPEN + frame(Kind.HEADERS, END, 1, BLOCK), PROTOCOL),
     "window-of-0": (OPEN + window_update(1, 0), PROTOCOL),
     "window-overflow": (OPEN + window_update(1, 2**31 - 1), FLOW),
+    "a-frame-longer-than-the-window": (OPEN + frame(Kind.DATA, 0, 1, LONG + bytes(8000)), FLOW),
     "more-than-the-window": (OPEN + frame(Kind.DATA, 0, 1, LONG) + frame(Kind.DATA, 0, 1, bytes(16_000)) * 3, FLOW),
 }
 
@@ -463,6 +607,40 @@ def test_a_client_that_pauses_within_a_request_is_told_so(server: Server, peer: 
     assert "30 s" in peer.answer(1).headers["grpc-message"]
 
 
+def test_a_client_that_pauses_within_a_message_of_a_conversation_is_told_so(server: Server, peer: Peer) -> None:
+    peer.feed(peer.begin(1, "Chat"), peer.data(1, message() + message()[:7], end=False))
+
+    server.enforce(29)
+    assert not peer.answer(1).ended
+    server.enforce(31)
+    peer.wait(0)
+
+    assert (peer.answer(1).status, server.in_flight) == ("DEADLINE_EXCEEDED", 0)
+
+
+@pytest.mark.parametrize("sent", [b"", message()])
+def test_between_the_messages_of_a_conversation_a_client_may_pause(server: Server, peer: Peer, sent: bytes) -> None:
+    peer.feed(peer.begin(1, "Chat"), peer.data(1, sent, end=False))
+
+    server.enforce(500)
+
+    assert not peer.answer(1).ended
+
+
+@pytest.mark.parametrize(("more", "late"), [({}, 61), ({"grpc_timeout": "5S"}, 6)], ids=["ours", "the-clients"])
+def test_a_request_is_complete_within_its_deadline_however_steadily_it_comes(
+    server: Server, peer: Peer, more: dict[str, Any], late: float
+) -> None:
+    peer.feed(peer.begin(1, "Hold", **more), peer.data(1, message()[:-1], end=False))
+    peer.connection.streams[1].heard += late
+
+    server.enforce(late - 2)
+    assert not peer.answer(1).ended
+    server.enforce(late)
+
+    assert (peer.answer(1).status, server.in_flight) == ("DEADLINE_EXCEEDED", 0)
+
+
 # resets: sections 5.4.2 and 6.4
 
 
@@ -533,7 +711,7 @@ def test_rapid_resets_end_the_connection(server: Server, peer: Peer, ending: Any
         peer.feed(peer.request(number, "Hold"), ending(number))
 
     assert peer.goodbye == CALM
-    assert len(server.cancelled) < 220
+    assert len(server.cancelled) < 300  # 210, and 100 more for each second
     assert server.in_flight == 0
 
 
@@ -557,6 +735,23 @@ def test_a_ping_comes_back(peer: Peer) -> None:
     assert [(each.flags, each.payload) for each in peer.kinds(Kind.PING)] == [(Flag.ACK, b"12345678")]
 
 
+def test_a_flood_of_pings_ends_the_connection(peer: Peer) -> None:
+    """The words are gRPC's: its clients then ask less often."""
+    peer.feed(frame(Kind.PING, 0, 0, bytes(8)) * 10_000)
+
+    assert peer.goodbye == CALM
+    assert peer.kinds(Kind.GOAWAY)[0].payload[8:] == b"too_many_pings"
+    assert len(peer.kinds(Kind.PING)) < 300
+
+
+def test_a_ping_for_each_answer_is_nothing_bad(peer: Peer) -> None:
+    for number in range(1, 1001, 2):
+        assert peer.call(number).ended
+        peer.feed(frame(Kind.PING, 0, 0, bytes(8)))
+
+    assert peer.goodbye is None
+
+
 def test_settings_are_acknowledged(peer: Peer) -> None:
     peer.feed(settings((1, 0), (2, 0), (3, 7), (6, 100), (0x99, 5)), frame(Kind.SETTINGS, Flag.ACK, 0, b""))
 
@@ -570,9 +765,9 @@ def test_a_flood_of_settings_ends_the_connection(peer: Peer) -> None:
 
 
 def test_who_does_not_read_is_not_read_from(server: Server) -> None:
-    peer = server.connect(reads=False)
+    peer = server.connect(reads=False, greet={4: 2**20})
 
-    peer.feed(frame(Kind.PING, 0, 0, bytes(8)) * 10_000)
+    peer.feed(*(peer.request(number, payload=bytes(16_000)) for number in range(1, 11, 2)))
     assert not peer.reading
     server.enforce(29)
     assert not peer.closed
@@ -642,8 +837,7 @@ def test_a_fault_of_our_own_ends_one_connection_only(
     server: Server, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = server.connect()
-    monkeypatch.setattr(peer.connection, "_frames", {Kind.PING: lambda *_: 1 / 0} | peer.connection._frames)
-    monkeypatch.setitem(peer.connection._frames, Kind.PING, lambda *_: 1 / 0)
+    monkeypatch.setitem(peer.connection._reader.handlers, Kind.PING, lambda *_: 1 / 0)
 
     peer.feed(frame(Kind.PING, 0, 0, bytes(8)))
 

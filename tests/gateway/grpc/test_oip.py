@@ -8,11 +8,12 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
+from google.protobuf.message import DecodeError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from formats.protos import open_inference_pb2 as pb
 from formats.tensors import DATATYPES
-from gateway.grpc.oip import _typed
+from gateway.grpc.oip import _parse, _typed
 from tests.bundles import tiny_answer
 from tests.gateway.graphs import IDENTITY_TYPES
 from tests.gateway.live import LiveGateway
@@ -117,6 +118,16 @@ def test_tritonclient_sends_every_datatype_and_gets_it_back(triton: Any) -> None
         np.testing.assert_array_equal(result.as_numpy(f"{name.lower()}_out"), array, strict=True)
 
 
+def test_long_tensors_come_back_as_they_were(triton: Any) -> None:
+    numbers = np.random.default_rng(1).integers(0, 2, 12_000)
+    arrays = {name: numbers.astype(DATATYPES[name]) for name in IDENTITY_TYPES}
+
+    result = triton.infer("identity", [infer_input(n.lower(), a) for n, a in arrays.items()])
+
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(result.as_numpy(f"{name.lower()}_out"), array, strict=True)
+
+
 def test_tritonclient_sends_strings_and_gets_them_back(triton: Any) -> None:
     texts = np.array([b"", "gr\u00fc\u00dfe".encode()], object)
 
@@ -182,6 +193,75 @@ def test_non_finite_numbers_travel(infer: Infer) -> None:
 
     assert np.isnan(quotient(answer)[0])
     assert quotient(answer)[1] == np.inf
+
+
+# messages long enough to be taken apart before protobuf sees them
+
+LONG = [bytes(20_000), b"", b"second" * 100]
+
+
+def fields(**named: Any) -> bytes:
+    return pb.ModelInferRequest(**named).SerializeToString()
+
+
+def meaning(data: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """What a request says, or that it says nothing."""
+    try:
+        parsed = parse(data)
+    except (DecodeError, UnicodeDecodeError):
+        return "no request"
+    message, raw = (parsed.message, parsed.raw) if parse is _parse else (parsed, parsed.raw_input_contents)
+    raw = [bytes(each) for each in raw]
+    message.ClearField("raw_input_contents")
+    return message, raw
+
+
+RAW, HEAD = fields(raw_input_contents=LONG), fields(model_name="a", id="b", inputs=[described("x", shape=(1, 5000))])
+ODD = {
+    "as-usual": HEAD + RAW,
+    "raw-first": RAW + HEAD,
+    "raw-between": fields(model_name="a") + RAW + fields(id="b") + RAW,
+    "twice-named": fields(model_name="a") + RAW + fields(model_name="b"),
+    "no-raw": fields(id="x" * 20_000),
+    "many-fields": fields(inputs=[described("x")] * 100) + RAW,
+    "length-in-many-bytes": HEAD + b"\x3a\x85\x80\x80\x80\x00five." + RAW,
+    "length-in-too-many-bytes": HEAD + b"\x3a\x85" + b"\x80" * 10 + b"\x00five." + RAW,
+    "tag-in-two-bytes": HEAD + b"\xba\x00\x05five." + RAW,
+    "unknown-number": HEAD + b"\x50\x05" + RAW,
+    "unknown-text": HEAD + b"\x7a\x05five." + RAW,
+    "raw-as-number": HEAD + b"\x38\x05" + RAW,
+    "group": HEAD + b"\x53\x54" + RAW,
+    "field-0": HEAD + b"\x02\x01x" + RAW,
+    "no-utf-8": b"\x0a\x01\xff" + RAW,
+    "cut-in-tensor": HEAD + RAW[:-1],
+    "cut-in-length": HEAD + RAW + b"\x3a\x80",
+    "cut-after-tag": HEAD + RAW + b"\x3a",
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD.keys())
+def test_a_long_message_means_what_protobuf_says_it_means(data: bytes) -> None:
+    assert meaning(data, _parse) == meaning(data, pb.ModelInferRequest.FromString)
+
+
+def test_so_does_one_with_any_bytes_changed() -> None:
+    random = np.random.default_rng(5)
+    places = [*range(len(HEAD) + 8), *range(len(HEAD) + 20_000, len(HEAD + RAW))]
+    for place in places:
+        data = bytearray(HEAD + RAW)
+        data[place] = random.integers(256)
+
+        assert meaning(bytes(data), _parse) == meaning(bytes(data), pb.ModelInferRequest.FromString), place
+
+
+def test_the_tensors_of_a_long_message_are_not_copied() -> None:
+    data = bytearray(HEAD + RAW)
+    raw = _parse(data).raw
+
+    data[-1:] = b"!"
+
+    assert bytes(raw[2]).endswith(b"!")
+    assert memoryview(raw[2]).readonly
 
 
 # what is refused

@@ -1,13 +1,19 @@
 """The standard health service, reflection, and what the server refuses by itself."""
 
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.gateway.live import LiveGateway
+from gateway.grpc.frames import PREFACE, Flag, Kind, frame, settings
+from tests.gateway.conftest import IN_PROCESS, TOP
+from tests.gateway.live import LiveGateway, eventually, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -52,3 +58,36 @@ def test_metadata_beyond_the_limit_is_refused(live: LiveGateway) -> None:
             ping(b"", timeout=60, metadata=(("x", "a" * 40_000),))
 
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+HASTY = "idle_timeout_s = 0.3\nheader_timeout_s = 0.3\nbody_timeout_s = 0.3\n"
+
+
+@pytest.fixture(scope="module", params=["http2", "grpcio"])
+def hasty(request: pytest.FixtureRequest, zoo: Path) -> Iterator[LiveGateway]:
+    with serving(zoo, IN_PROCESS, top=f'{TOP}{HASTY}grpc_server = "{request.param}"\n') as gateway:
+        yield gateway
+
+
+def test_a_client_does_not_notice_that_its_idle_connection_was_ended(hasty: LiveGateway) -> None:
+    def connections() -> int:
+        found = psutil.Process(hasty.process.pid).net_connections("tcp")
+        return sum(each.laddr.port == hasty.grpc_port and each.status == "ESTABLISHED" for each in found)
+
+    with grpc.insecure_channel(hasty.grpc_target) as channel:
+        ping: Any = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Ping")
+        for _ in range(3):
+            assert ping(b"", timeout=60)
+            eventually(lambda: connections() == 0)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", frame(Kind.HEADERS, 0, 1, b"\x82"), frame(Kind.HEADERS, Flag.END_HEADERS, 1, b"\x82")[:-1]],
+    ids=["nothing", "block", "frame"],
+)
+def test_who_falls_silent_is_cut_off(hasty: LiveGateway, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.grpc_port), timeout=30) as client:
+        client.sendall(PREFACE + settings() + sent)
+        while client.recv(1000):
+            pass

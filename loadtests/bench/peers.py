@@ -149,16 +149,18 @@ class Server:
             return self._measure(replace(load, cores=others))
 
     def _measure(self, load: Load) -> Sample:
+        began = time.monotonic()
         machine, generator, server = _machine_cpu_s(), _children_cpu_s(), self._cpu_s()
         burst = send(self.port, self.request, load, self.answer_bytes)
         used, client = self._cpu_s() - server, _children_cpu_s() - generator
-        others = _machine_cpu_s() - machine - used - client
+        # while the load generator started too, which may take longer than the load
+        others = (_machine_cpu_s() - machine - used - client) / (time.monotonic() - began)
         return Sample(
             per_second=burst.answers / burst.seconds,
             p50_s=burst.p50_s,
             p99_s=burst.p99_s,
             cpu_s_per_1000=used / burst.answers * 1000,
-            foreign_cores=max(0.0, others / burst.seconds),
+            foreign_cores=max(0.0, others),
             client_cores=(client if burst.cpu_s is None else burst.cpu_s) / burst.seconds,
             memory_bytes=sum(_quietly(_memory, each) for each in self._tree()),
         )

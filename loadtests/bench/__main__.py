@@ -87,8 +87,11 @@ def _run(plan: Plan, cases: Sequence[str], pages: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
         for case in cases:
             try:
-                make_model(Path(name), CASES[case].model)
-                trials = run_case(plan, CASES[case], Path(name))
+                # a place for each model: servers that load all that they find there would hold the other cases' too
+                directory = Path(name) / CASES[case].model
+                directory.mkdir(exist_ok=True)
+                make_model(directory, CASES[case].model)
+                trials = run_case(plan, CASES[case], directory)
             except (NotStarted, OSError) as error:
                 say(f"{case} failed: {error}")
                 status = 1

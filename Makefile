@@ -16,7 +16,7 @@ help:
 	@echo "make test       install everything, then lint, types, import rules and all tests"
 	@echo "make test-slow  the long tests; real data is read from PENSTOCK_DATA"
 	@echo "make bench      serving speed beside its peers; writes docs/benchmarks/serving.md"
-	@echo "make bench-peers  beforehand: install LitServe, MLServer and Triton for it, each in .run/peers"
+	@echo "make bench-peers  beforehand: install LitServe, BentoML, Ray Serve, MLServer and Triton for it, in .run/peers"
 	@echo "make install    only the environment that make test needs"
 	@echo "make clean      remove what was built, the demonstration's models included"
 
@@ -57,11 +57,15 @@ test: lint types imports
 test-slow: .venv/.all-installed
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/.all-installed
+bench: .venv/.bench-installed
 	$(BIN)/python -m loadtests.bench
 
+.venv/.bench-installed: pyproject.toml constraints.txt .venv/.run-installed
+	$(PIP) --editable '.[bench]'
+	@touch $@
+
 # each in a virtual environment of its own: their packages would change what Penstock runs on
-PEERS := litserve mlserver triton
+PEERS := litserve bentoml rayserve mlserver triton
 bench-peers: $(PEERS:%=.run/peers/%/.installed)
 
 .run/peers/%/.installed: loadtests/bench/servers/requirements-%.txt

@@ -2,7 +2,8 @@
 
 Each case starts its own peers, on free ports of loopback, and stops them. What is measured replaces what was kept of
 the same case and number of connections in docs/benchmarks/serving/, and the page is written anew; with `--peers` or
-`--rounds` below 5 nothing is kept, unless `--keep` is given. `report` only writes the page.
+`--rounds` below 5 or `--generator` nothing is kept, unless `--keep` is given. `report` only writes the
+page; `plan` only says who would be measured, and for how long.
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from loadtests.bench.cases import CASES, CONNECTIONS
-from loadtests.bench.lineup import MANY, PEERS
+from loadtests.bench.cases import CASES
+from loadtests.bench.lineup import PEERS, contestants
+from loadtests.bench.load import GENERATORS
 from loadtests.bench.peers import ROOT, NotStarted
 from loadtests.bench.published import make_model
 from loadtests.bench.report import tables, write_report
 from loadtests.bench.results import Trial, load, save
-from loadtests.bench.rounds import Plan, run_case, say
+from loadtests.bench.rounds import run_case, say
+from loadtests.bench.schedule import Plan, expected_s, numbers_of, who
 
 __all__ = ["main"]
 
 _FEWEST_ROUNDS = 5
 """Below these, medians are not worth keeping."""
+_GENERATOR_HELP = """\
+auto: wrk and h2load for quick answers, else the benchmark's own clients; own: these always; locust: its users, who
+check every answer's numbers and take far more of the cores."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,20 +41,13 @@ def main(arguments: Sequence[str]) -> int:
     pages = options.output
     if options.action == "report":
         return _write_page(pages)
+    plan = _plan(options, arguments)
+    if options.action == "plan":
+        return _print_plan(plan, options.cases)
     # both: a shell starts what is in the background without the first
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    plan = Plan(
-        command=shlex.join(["python", "-m", "loadtests.bench", *arguments]),
-        connections=options.connections,
-        peers=options.peers,
-        num_rounds=options.rounds,
-        seconds=options.seconds,
-        warm_up_s=options.warm_up,
-        limit_s=options.limit_s,
-        load_before=os.getloadavg()[0],
-    )
-    keep = options.keep or (not options.peers and options.rounds >= _FEWEST_ROUNDS)
+    keep = options.keep or (not options.peers and options.rounds >= _FEWEST_ROUNDS and options.generator == "auto")
     try:
         failed = _run(plan, options.cases, pages if keep else None)
     except KeyboardInterrupt:
@@ -57,14 +56,42 @@ def main(arguments: Sequence[str]) -> int:
     return (_write_page(pages) if keep else 0) or failed
 
 
+def _plan(options: argparse.Namespace, arguments: Sequence[str]) -> Plan:
+    return Plan(
+        command=shlex.join(["python", "-m", "loadtests.bench", *arguments]),
+        connections=options.connections,
+        peers=options.peers,
+        num_rounds=options.rounds,
+        seconds=options.seconds,
+        warm_up_s=options.warm_up,
+        limit_s=options.limit_s,
+        load_before=os.getloadavg()[0],
+        generator=options.generator,
+    )
+
+
+def _print_plan(plan: Plan, cases: Sequence[str]) -> int:
+    for case in map(CASES.__getitem__, cases):
+        lineup = contestants(case, plan.peers)
+        print(f"{case.name}: about {expected_s(plan, case) / 60:.1f} min")
+        for connections in numbers_of(plan, case):
+            names = who(plan, lineup, connections)
+            print(f"  c={connections}: {', '.join(each.key for each in lineup if each.name in names)}")
+    print(f"about {sum(expected_s(plan, CASES[name]) for name in cases) / 60:.0f} min together")
+    return 0
+
+
 def _run(plan: Plan, cases: Sequence[str], pages: Path | None) -> int:
     """What one case meets does not keep the others from being measured."""
     status = 0
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
         for case in cases:
             try:
-                make_model(Path(name), CASES[case].model)
-                trials = run_case(plan, CASES[case], Path(name))
+                # a place for each model: servers that load all that they find there would hold the other cases' too
+                directory = Path(name) / CASES[case].model
+                directory.mkdir(exist_ok=True)
+                make_model(directory, CASES[case].model)
+                trials = run_case(plan, CASES[case], directory)
             except (NotStarted, OSError) as error:
                 say(f"{case} failed: {error}")
                 status = 1
@@ -100,19 +127,24 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=["run", "report"], default="run")
+    parser.add_argument("action", nargs="?", choices=["run", "report", "plan"], default="run")
     parser.add_argument("--cases", type=_names(CASES), default=list(CASES), help=f"Of {','.join(CASES)}; default: all.")
-    parser.add_argument("--peers", type=_names(PEERS), default=[], help=f"Of {','.join(PEERS)}; default: all.")
+    parser.add_argument(
+        "--peers", type=_names(PEERS), default=[], help=f"Of {','.join(PEERS)}; default: as `plan` prints."
+    )
     parser.add_argument(
         "--connections",
         type=lambda text: [int(each) for each in text.split(",")],
-        default=[*CONNECTIONS, MANY],
-        help=f"Default: {','.join(map(str, CONNECTIONS))}, and {MANY} for Penstock with the tiny model.",
+        default=[],
+        help="Such as 1,8,32; default: those of each case, and of each peer, as `plan` prints them.",
     )
     parser.add_argument("--rounds", type=int, default=_FEWEST_ROUNDS, help="Default: 5.")
     parser.add_argument("--seconds", type=int, default=1, help="Of each figure in each round; default: 1.")
-    parser.add_argument("--warm-up", type=int, default=2, help="Seconds for each peer of a case; default: 2.")
-    parser.add_argument("--limit-s", type=float, default=600, help="No round begins that may end later; for each case.")
+    parser.add_argument(
+        "--warm-up", type=int, default=2, help="Seconds for each peer of a case, thrice for a JVM; default: 2."
+    )
+    parser.add_argument("--generator", choices=GENERATORS, default="auto", help=_GENERATOR_HELP)
+    parser.add_argument("--limit-s", type=float, default=900, help="No round begins that may end later; for each case.")
     parser.add_argument("--keep", action="store_true", help="Keep the samples whatever they are.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks", help="Where the page lies.")
     return parser.parse_args(arguments)

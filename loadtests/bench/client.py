@@ -3,7 +3,7 @@
 wrk drops what is under way when its time is up. Where an answer takes a good part of that time, this hides work that
 was done, and leaves the server busy with it while the next one is measured.
 
-python -m loadtests.bench.client URL CONNECTIONS SECONDS BODY-FILE [HEADER VALUE ...]
+python -m loadtests.bench.client URL CONNECTIONS SECONDS BODY-FILE[:BODY-FILE ...] [HEADER VALUE ...]
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+import os
 import sys
 import time
 import urllib.parse
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import cast
 
@@ -40,11 +44,11 @@ class Record:
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; `done` is resolved after the last."""
+    """One request at a time, each time the next message; `done` is resolved after the last."""
 
-    def __init__(self, message: bytes, record: Record) -> None:
+    def __init__(self, messages: Sequence[bytes], first: int, record: Record) -> None:
         self.done = asyncio.get_running_loop().create_future()
-        self._message = message
+        self._messages = islice(cycle(messages), first % len(messages), None)
         self._record = record
         self._parser = httptools.HttpResponseParser(self)
         self._began = 0.0
@@ -78,20 +82,23 @@ class Connection(asyncio.Protocol):
     def _send(self) -> None:
         self._began = time.perf_counter()
         self._waiting = True
-        self._transport.write(self._message)
+        self._transport.write(next(self._messages))
 
 
-async def run(url: str, num_connections: int, seconds: float, message: bytes) -> dict[str, float]:
+def _itself(connection: Connection) -> Connection:
+    return connection
+
+
+async def run(url: str, num_connections: int, seconds: float, messages: Sequence[bytes]) -> dict[str, float]:
     target = urllib.parse.urlsplit(url)
     assert target.hostname
     assert target.port
     loop = asyncio.get_running_loop()
-    began = time.perf_counter()
+    cpu_began, began = time.process_time(), time.perf_counter()
     record = Record(began + seconds)
-    connections = [
-        (await loop.create_connection(lambda: Connection(message, record), target.hostname, target.port))[1]
-        for _ in range(num_connections)
-    ]
+    connections = [Connection(messages, number, record) for number in range(num_connections)]
+    for connection in connections:
+        await loop.create_connection(partial(_itself, connection), target.hostname, target.port)
     await asyncio.gather(*(connection.done for connection in connections))
     latencies = record.seconds or [0.0]
     return {
@@ -100,17 +107,19 @@ async def run(url: str, num_connections: int, seconds: float, message: bytes) ->
         "p50_s": percentile(latencies, 0.5),
         "p99_s": percentile(latencies, 0.99),
         "errors": record.errors,
+        "cpu_s": time.process_time() - cpu_began,
     }
 
 
 def main(arguments: list[str]) -> None:
-    url, num_connections, seconds, body_file, *headers = arguments
-    body = Path(body_file).read_bytes()
+    url, num_connections, seconds, body_files, *headers = arguments
+    bodies = [Path(name).read_bytes() for name in body_files.split(os.pathsep)]
     target = urllib.parse.urlsplit(url)
-    lines = [f"POST {target.path} HTTP/1.1", f"Host: {target.netloc}", f"Content-Length: {len(body)}"]
+    lines = [f"POST {target.path} HTTP/1.1", f"Host: {target.netloc}"]
     lines += [f"{name}: {value}" for name, value in zip(headers[::2], headers[1::2], strict=True)]
-    message = "\r\n".join([*lines, "", ""]).encode() + body
-    print(json.dumps(uvloop.run(run(url, int(num_connections), float(seconds), message))))
+    head = "\r\n".join(lines)
+    messages = [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
+    print(json.dumps(uvloop.run(run(url, int(num_connections), float(seconds), messages))))
 
 
 if __name__ == "__main__":

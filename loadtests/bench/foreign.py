@@ -14,7 +14,7 @@ from loadtests.bench.cases import Case
 from loadtests.bench.peers import CORES, ROOT, NotStarted, Server, free_ports
 from loadtests.bench.requests import build
 
-__all__ = ["litserve", "mlserver", "triton"]
+__all__ = ["bentoml", "litserve", "mlserver", "rayserve", "triton"]
 
 _SERVERS = Path(__file__).parent / "servers"
 _SHAPES = {"mlp": ("16", "10"), "mean": ("3, 224, 224", "10"), "resnet18": ("3, 224, 224", "1000")}
@@ -27,6 +27,32 @@ def litserve(name: str, directory: Path, case: Case) -> Server:
     arguments = (str(port), str(directory), case.model, str(CORES))
     command = [str(_python("litserve")), "-m", "loadtests.bench.servers.litserve_app", *arguments]
     return Server(name, command, port, build(directory, case, "bare"), directory / "litserve")
+
+
+def bentoml(name: str, directory: Path, case: Case) -> Server:
+    """With a worker per core."""
+    python = _python("bentoml")
+    home = directory / "bentoml"
+    (port,) = free_ports(1)
+    command = [str(python.parent / "bentoml"), "serve", "loadtests.bench.servers.bentoml_app:OnnxModel"]
+    environment = {
+        "PENSTOCK_BENCH_BENTOML": os.pathsep.join([str(directory / f"{case.model}.onnx"), str(CORES)]),
+        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_HOME": str(home),
+        "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),
+    }
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    return Server(name, command, port, build(directory, case, "bare"), home, environment)
+
+
+def rayserve(name: str, directory: Path, case: Case) -> Server:
+    """With a replica per core, and without Ray's dashboard; its daemons take a tenth of a core while nobody asks."""
+    (port,) = free_ports(1)
+    arguments = (str(port), str(directory), case.model, str(CORES))
+    command = [str(_python("rayserve")), "-m", "loadtests.bench.servers.rayserve_app", *arguments]
+    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+    request = build(directory, case, "bare")
+    return Server(name, command, port, request, directory / "rayserve", environment, restless=True)
 
 
 def mlserver(name: str, directory: Path, case: Case) -> Server:

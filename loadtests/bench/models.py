@@ -1,8 +1,8 @@
 """The benchmark's graphs, with weights from a seed: `python -m loadtests.bench.models DIR MODEL`.
 
 A process of its own writes one, so that torch's memory is gone before anything is measured: `<model>.onnx` with one
-input `x` and one output `y`, both with a batch dimension; beside it lie `<model>.x.npy`, one request, and
-`<model>.y.npy`, its answer as torch computes it.
+input `x` and one output `y`, both with a batch dimension; beside it lie `<model>.x.npy`, a request in each row, and
+`<model>.y.npy`, their answers as torch computes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from loadtests.bench.cases import NUM_BODIES
 
 __all__ = ["write_model"]
 
@@ -68,24 +70,26 @@ class ChannelMeans(nn.Module):
 
 
 _MODULES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (mlp, (1, 16)),
-    "mean": (ChannelMeans, (1, 3, 224, 224)),
-    "resnet18": (resnet18, (1, 3, 224, 224)),
+    "mlp": (mlp, (16,)),
+    "mean": (ChannelMeans, (3, 224, 224)),
+    "resnet18": (resnet18, (3, 224, 224)),
 }
 
 
 def write_model(directory: Path, name: str) -> None:
     torch.manual_seed(20)
     build, shape = _MODULES[name]
-    module = build().eval()
-    x = torch.randn(*shape).mul(1e4).round().div(1e4)  # few digits, as in people's JSON
+    # about another mean in each row, or rows of many numbers would all have nearly the same answer
+    middle = torch.linspace(-1, 1, NUM_BODIES).reshape(-1, *(1 for _ in shape))
+    x = torch.randn(NUM_BODIES, *shape).add(middle).mul(1e4).round().div(1e4)  # few digits, as in people's JSON
+    module = _normalised(build(), x)
     with warnings.catch_warnings(), torch.inference_mode():
         # the newer exporter needs a package more, for the same graph
         warnings.simplefilter("ignore", DeprecationWarning)
         y = module(x)
         torch.onnx.export(
             module,
-            (x,),
+            (x[:1],),
             str(directory / f"{name}.onnx"),
             dynamo=False,
             input_names=["x"],
@@ -94,6 +98,17 @@ def write_model(directory: Path, name: str) -> None:
         )
     np.save(directory / f"{name}.x.npy", x.numpy())
     np.save(directory / f"{name}.y.npy", y.numpy())
+
+
+def _normalised(module: nn.Module, x: Tensor) -> nn.Module:
+    """With the statistics of `x` in its batch norms: without, random layers make all answers alike."""
+    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean of what it has seen
+    if norms:
+        with torch.no_grad():
+            module.train()(x)
+    return module.eval()
 
 
 if __name__ == "__main__":

@@ -13,18 +13,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import grpc
 import psutil
 
-from loadtests.bench.load import send
-from loadtests.bench.requests import Request, ask
+from loadtests.bench.answers import ask, ask_at_once
+from loadtests.bench.load import Load, send
+from loadtests.bench.requests import Request
 
-T = TypeVar("T", int, float)
+T = TypeVar("T")
 
 __all__ = ["CORES", "FAILURES", "ROOT", "NotStarted", "RawLimit", "Sample", "Server", "free_ports"]
 
@@ -33,6 +34,8 @@ CORES = os.cpu_count() or 1
 ROOT = Path(__file__).resolve().parent.parent.parent
 _POLL_S = 0.2
 _STOP_PATIENCE_S = 6.0
+_WAKING_S = 0.5
+"""For what a server has to make up for after it was held still."""
 _PORTS = range(15_000, 32_000)
 _given: set[int] = set()
 
@@ -75,6 +78,10 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     is_ready: Callable[[], bool] = lambda: True
     """Asked after the model has answered."""
+    cores: Sequence[int] = ()
+    """Those that it must keep to, while its clients have the others; all are everybody's, if none are named."""
+    restless: bool = False
+    """Works while nobody asks it, so it is held still (SIGSTOP) while others are measured."""
     answer_bytes: int = 0
     """Size of a right answer."""
     _process: psutil.Popen | None = None
@@ -87,7 +94,7 @@ class Server:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         with (self.directory / "log.txt").open("wb") as log:
             self._process = psutil.Popen(
-                self.command,
+                [*(("taskset", "-c", ",".join(map(str, self.cores))) if self.cores else ()), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -130,25 +137,59 @@ class Server:
         """Ask once, and compare with torch's answer; raises as `ask` does."""
         self.answer_bytes = ask(self.port, self.request)
 
-    def measure(self, connections: int, seconds: int) -> Sample:
+    def verify(self) -> None:
+        """Ask for many different answers at once, and compare each with torch's; raises as `ask_at_once` does."""
+        with self._awake():
+            self.answer_bytes = ask_at_once(self.port, self.request)
+
+    def measure(self, load: Load) -> Sample:
         """Raises: RuntimeError: an answer was no success, or none came."""
+        others = [core for core in range(CORES) if core not in self.cores] if self.cores else ()
+        with self._awake():
+            return self._measure(replace(load, cores=others))
+
+    def _measure(self, load: Load) -> Sample:
+        began = time.monotonic()
         machine, generator, server = _machine_cpu_s(), _children_cpu_s(), self._cpu_s()
-        burst = send(self.port, self.request, connections, seconds, self.answer_bytes)
+        burst = send(self.port, self.request, load, self.answer_bytes)
         used, client = self._cpu_s() - server, _children_cpu_s() - generator
-        others = _machine_cpu_s() - machine - used - client
+        # while the load generator started too, which may take longer than the load
+        others = (_machine_cpu_s() - machine - used - client) / (time.monotonic() - began)
         return Sample(
             per_second=burst.answers / burst.seconds,
             p50_s=burst.p50_s,
             p99_s=burst.p99_s,
             cpu_s_per_1000=used / burst.answers * 1000,
-            foreign_cores=max(0.0, others / burst.seconds),
-            client_cores=client / burst.seconds,
+            foreign_cores=max(0.0, others),
+            client_cores=(client if burst.cpu_s is None else burst.cpu_s) / burst.seconds,
             memory_bytes=sum(_quietly(_memory, each) for each in self._tree()),
         )
+
+    def hold(self) -> None:
+        """Until it is next asked, if it is restless."""
+        if self.restless:
+            for process in self._tree():
+                _quietly(psutil.Process.suspend, process)
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        if self.restless:
+            self._wake()
+            time.sleep(_WAKING_S)
+        try:
+            yield
+        finally:
+            self.hold()
+
+    def _wake(self) -> None:
+        for process in reversed(self._tree()):
+            _quietly(psutil.Process.resume, process)
 
     def begin_stop(self) -> None:
         """Ask it to end, without waiting: the others can be asked meanwhile."""
         if self._process is not None:
+            if self.restless:
+                self._wake()
             self._last_tree = self._tree() or self._last_tree
             self._stop_by = time.monotonic() + _STOP_PATIENCE_S
             with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -206,15 +247,18 @@ class RawLimit:
             if loop.stdout.readline() != "ready\n":
                 raise NotStarted(f"a loop ended with status {loop.wait()}")
 
-    def check(self) -> None:
+    def verify(self) -> None:
         """Nothing to ask: what it computes is what the servers' answers are held against."""
 
-    def measure(self, connections: int, seconds: int) -> Sample:
-        loops = self._loops[: min(connections, self._num_processes)]
+    def hold(self) -> None:
+        """Its loops wait for the next line."""
+
+    def measure(self, load: Load) -> Sample:
+        loops = self._loops[: min(load.connections, self._num_processes)]
         machine = _machine_cpu_s()
         for loop in loops:
             assert loop.stdin is not None
-            loop.stdin.write(f"{seconds}\n")
+            loop.stdin.write(f"{load.seconds}\n")
             loop.stdin.flush()
         found = [json.loads(loop.stdout.readline()) for loop in loops if loop.stdout is not None]
         cpu_s, answers = sum(each["cpu_s"] for each in found), sum(each["answers"] for each in found)
@@ -223,7 +267,7 @@ class RawLimit:
             p50_s=max(each["p50_s"] for each in found),
             p99_s=max(each["p99_s"] for each in found),
             cpu_s_per_1000=cpu_s / answers * 1000,
-            foreign_cores=max(0.0, (_machine_cpu_s() - machine - cpu_s) / seconds),
+            foreign_cores=max(0.0, (_machine_cpu_s() - machine - cpu_s) / load.seconds),
             client_cores=0.0,
             memory_bytes=sum(_memory(psutil.Process(loop.pid)) for loop in loops),
         )

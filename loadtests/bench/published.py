@@ -16,6 +16,7 @@ import onnxruntime as ort
 from PIL import Image
 
 from formats.images import decode, resize
+from loadtests.bench.cases import NUM_BODIES
 from loadtests.bench.peers import ROOT, NotStarted
 
 __all__ = ["NUM_IDLE", "make_model", "publish_idle"]
@@ -24,6 +25,7 @@ NUM_IDLE = 1000
 """Models that nobody asks, in `directory/crowded`."""
 _JPEG_BYTES = 30_000
 _SIDE = 224
+_NUM_CANDIDATES = 4 * NUM_BODIES
 
 
 def make_model(directory: Path, model: str) -> None:
@@ -76,8 +78,9 @@ def _make_classifier(directory: Path) -> None:
         for label in range(2):
             (pictures / channel / f"{label}.jpg").write_bytes(_picture(label))
         (pictures / channel / "pictures.lst").write_text("0\t0\t0.jpg\n1\t1\t1.jpg\n")
-    (directory / "classifier.jpg").write_bytes(_picture(9))
-    hyperparameters = ("num_classes=2", "num_training_samples=2", "mini_batch_size=2", "epochs=1", "num_layers=18")
+    sizes = ("num_classes=2", "num_training_samples=2", "mini_batch_size=2", "epochs=1", "num_layers=18")
+    # a step so small that the model is not yet sure of one class whatever it sees
+    hyperparameters = (*sizes, "learning_rate=0.0001")
     _penstock(
         *("train", "image_classification", "--output", trained),
         *("--channel", f"train={pictures / 'train'}", "--channel", f"validation={pictures / 'validation'}"),
@@ -90,18 +93,31 @@ def _make_classifier(directory: Path) -> None:
     _penstock("export", trained / "model", "--output", bundle)
     _penstock("publish", bundle, "--name", "classifier", "--store", directory / "store")
     shutil.copyfile(bundle / "model.onnx", directory / "classifier.onnx")
+    _write_requests(directory)
+
+
+def _write_requests(directory: Path) -> None:
+    """Pictures whose answers differ most: after one step of training the model is sure of nearly everything."""
+    jpegs = [_picture(9 + number) for number in range(_NUM_CANDIDATES)]
     # the exporter has held this graph against the trained model
-    session = ort.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
-    pixels = resize(decode((directory / "classifier.jpg").read_bytes()), _SIDE, _SIDE)
-    np.save(directory / "classifier.y.npy", session.run(None, {"image": pixels[None]})[0][0])
+    session = ort.InferenceSession(str(directory / "classifier.onnx"), providers=["CPUExecutionProvider"])
+    answers = [session.run(None, {"image": resize(decode(jpeg), _SIDE, _SIDE)[None]})[0][0] for jpeg in jpegs]
+    chosen = [0]
+    while len(chosen) < NUM_BODIES:
+        nearest = [min(float(np.abs(answer - answers[each]).max()) for each in chosen) for answer in answers]
+        chosen.append(int(np.argmax(nearest)))
+    for number, each in enumerate(chosen):
+        (directory / f"classifier.{number}.jpg").write_bytes(jpegs[each])
+    np.save(directory / "classifier.y.npy", np.stack([answers[each] for each in chosen]))
 
 
 def _picture(seed: int) -> bytes:
-    """Waves and noise, 400 x 300, in the best quality that fits 30 kB."""
+    """Waves and noise, 400 x 300, in the best quality that fits 30 kB; darker or brighter by the seed."""
     random = np.random.default_rng(seed)
     y_H1, x_1W = np.mgrid[0:1:300j, 0:1:400j]
     waves_HW3 = np.stack([np.sin(2 * np.pi * (3 * y_H1 + k * x_1W + seed / 9)) for k in (1, 2, 4)], axis=2)
-    pixels_HW3 = np.clip(127.5 + 100 * waves_HW3 + random.normal(0, 6, waves_HW3.shape), 0, 255).astype(np.uint8)
+    light_3 = random.uniform(40, 215, 3)
+    pixels_HW3 = np.clip(light_3 + 100 * waves_HW3 + random.normal(0, 6, waves_HW3.shape), 0, 255).astype(np.uint8)
     for quality in range(95, 5, -1):
         file = io.BytesIO()
         Image.fromarray(pixels_HW3).save(file, "JPEG", quality=quality)

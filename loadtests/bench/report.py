@@ -11,6 +11,7 @@ from loadtests.bench.cases import CASES
 from loadtests.bench.lineup import PEERS
 from loadtests.bench.peers import Sample
 from loadtests.bench.results import Trial
+from loadtests.bench.scaling import scaling_section
 from loadtests.figures import markdown_table, spread, three_digits
 
 __all__ = ["tables", "write_report"]
@@ -25,6 +26,8 @@ def write_report(trials: Trials, notes: Path | None = None) -> str:
     parts = ["# Serving speed\n", _preamble(trials), "## Expected and found\n", bars_table(trials), _PAIRED]
     if notes is not None and notes.exists():
         parts.append(notes.read_text())
+    if scaling := scaling_section(trials):
+        parts.append(scaling)
     return "\n".join([*parts, *tables(trials), "## What is compared\n", _explanation()])
 
 
@@ -98,5 +101,7 @@ _FIGURES = """\
 - CPU s per 1000: processor seconds of the server's process tree per 1,000 answers. Client cores: what the load
   generator used. MiB: largest memory of the server's process tree, what processes share counted once. Spread:
   (fastest - slowest round) / median of answers per second. Latencies are the clients' own.
-- Every answer's status is checked, and every peer's numbers are compared with torch's before and after each run.
+- Every answer's status is checked. Before and after the rounds each peer gets 32 different requests at once, twice, and
+  every answer is compared with torch's to its own request. Bodies take turns in what is measured too, for every peer of
+  a case the same: 8 of them, but one for h2load, which knows no more, and where wrk sends large ones.
 """

@@ -1,21 +1,19 @@
-"""One request per case and kind of peer, and how its answer is read: the same numbers in, the same numbers out."""
+"""The requests of each case and kind of peer, and how their answers are read: the same numbers in, the same out."""
 
 from __future__ import annotations
 
-import http.client
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import grpc
 import numpy as np
 
 from formats.protos import open_inference_pb2, torchserve_pb2
-from loadtests.bench.cases import Case
+from loadtests.bench.cases import NUM_BODIES, Case
 
-__all__ = ["FRAME_SUFFIX", "Dialect", "Request", "ask", "build"]
+__all__ = ["FRAME_SUFFIX", "Array", "Dialect", "Headers", "Request", "build"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Headers = Mapping[str, str]
@@ -27,7 +25,6 @@ FRAME_SUFFIX = ".frame"
 _TOLERANCE = 1e-3
 _RAW = {"Content-Type": "application/octet-stream"}
 _JSON = {"Content-Type": "application/json"}
-_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 @dataclass(frozen=True)
@@ -35,87 +32,90 @@ class Request:
     path: str
     """Of HTTP, or gRPC's full name of the method."""
     headers: Headers
-    body_file: Path
-    """The body or message, where a load generator of another language can read it."""
-    expected: Array
+    bodies: Sequence[Path]
+    """Files of different bodies or messages, where a load generator of another language can read them."""
+    expected: Sequence[Array]
+    """The right answer to each."""
     read: Callable[[bytes, Headers], Array]
     """Body and lower-case headers of an answer to its numbers."""
     quick_up_to: int
     """As of its case."""
     is_grpc: bool = False
 
+    def check(self, number: int, body: bytes, headers: Headers) -> Array:
+        """The numbers of the answer to body `number`.
+
+        Raises:
+            ValueError: they are not what torch computed; it names the request whose answer they are, if there is one.
+        """
+        found = self.read(body, headers)
+        self.compare(number, found)
+        return found
+
+    def compare(self, number: int, found: Array) -> None:
+        """As `check`, for numbers that somebody else has read."""
+        if _same(found, self.expected[number]):
+            return
+        others = [other for other, expected in enumerate(self.expected) if _same(found, expected)]
+        whose = f", the answer to request {others[0]}" if others else ""
+        raise ValueError(
+            f"{self.path}: request {number} was answered {found.ravel()[:4]}{whose}; expected "
+            f"{self.expected[number].ravel()[:4]}"
+        )
+
+    def message(self, number: int, host: str) -> bytes:
+        """All bytes of body `number`'s HTTP request."""
+        body = self.bodies[number].read_bytes()
+        lines = [f"POST {self.path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, _TOLERANCE, _TOLERANCE)
+
 
 def build(directory: Path, case: Case, dialect: Dialect) -> Request:
-    """What a user of such a server would send; its body is written into `directory`."""
-    if case.wire == "grpc":
-        made = _torchserve_call(directory, case) if dialect == "torchserve" else _open_inference_call(directory, case)
-    elif case.wire == "image":
-        made = _Made(_path(dialect, case), {"Content-Type": "image/jpeg"}, _image(directory), _list_of)
-    elif case.wire == "binary" and dialect in {"penstock", "open_inference"}:
-        made = _binary(directory, case)
-    elif case.wire == "binary":
-        made = _Made(_path(dialect, case), _RAW, _x(directory, case).tobytes(), _floats_of)
-    elif case.wire == "oip" or dialect == "open_inference":
-        path = _path(dialect, case) if dialect == "bare" else f"/v2/models/{case.model}/infer"
-        made = _Made(path, _JSON, _open_inference_json(directory, case), _outputs_of)
-    else:
-        body = json.dumps({"x": _numbers(directory, case)}).encode()
-        made = _Made(_path(dialect, case), _JSON, body, lambda body, _: np.array(json.loads(body)["y"]))
-    return made.request(directory, case, dialect)
+    """What users of such a server would send; the bodies are written into `directory`."""
+    answers = np.load(directory / f"{case.model}.y.npy")
+    made = [_made(directory, case, dialect, number) for number in range(NUM_BODIES)]
+    files = [directory / f"{case.name}.{dialect}.{number}.body" for number in range(NUM_BODIES)]
+    for file, each in zip(files, made, strict=True):
+        file.write_bytes(each.body)
+        if case.wire == "grpc":
+            file.with_suffix(FRAME_SUFFIX).write_bytes(b"\0" + len(each.body).to_bytes(4, "big") + each.body)
+    expected = [answer if case.wire == "image" else answer[None] for answer in answers]
+    first = made[0]
+    return Request(first.path, first.headers, files, expected, first.read, case.quick_up_to, case.wire == "grpc")
 
 
 @dataclass(frozen=True)
 class _Made:
     path: str
     headers: Headers
+    """The same for all bodies of a case: their shapes are."""
     body: bytes
     read: Callable[[bytes, Headers], Array]
 
-    def request(self, directory: Path, case: Case, dialect: Dialect) -> Request:
-        body_file = directory / f"{case.name}.{dialect}.body"
-        body_file.write_bytes(self.body)
-        is_grpc = case.wire == "grpc"
-        if is_grpc:
-            frame = b"\0" + len(self.body).to_bytes(4, "big") + self.body
-            body_file.with_suffix(FRAME_SUFFIX).write_bytes(frame)
-        expected = np.load(directory / f"{case.model}.y.npy")
-        return Request(self.path, self.headers, body_file, expected, self.read, case.quick_up_to, is_grpc)
 
-
-def ask(port: int, request: Request) -> int:
-    """Send it once and hold the answer against what torch computed.
-
-    Returns:
-        The size of the answer's body or message in bytes.
-
-    Raises:
-        OSError, http.client.HTTPException, grpc.RpcError: nobody answers, or a call failed.
-        ValueError: the answer has another status, or other numbers.
-    """
-    body, headers = (_call if request.is_grpc else _post)(port, request)
-    found = request.read(body, headers)
-    if found.shape != request.expected.shape or not np.allclose(found, request.expected, _TOLERANCE, _TOLERANCE):
-        raise ValueError(f"{request.path}: answered {found.ravel()[:4]}, expected {request.expected.ravel()[:4]}")
-    return len(body)
-
-
-def _post(port: int, request: Request) -> tuple[bytes, Headers]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("POST", request.path, request.body_file.read_bytes(), dict(request.headers))
-        answer = connection.getresponse()
-        body = answer.read()
-    finally:
-        connection.close()
-    if answer.status != http.HTTPStatus.OK:
-        raise ValueError(f"POST {request.path}: status {answer.status}, {body[:300]!r}")
-    return body, {name.lower(): value for name, value in answer.getheaders()}
-
-
-def _call(port: int, request: Request) -> tuple[bytes, Headers]:
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=_UNLIMITED) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(request.path)
-        return call(request.body_file.read_bytes(), timeout=60), {}
+def _made(directory: Path, case: Case, dialect: Dialect, number: int) -> _Made:
+    if case.wire == "image":
+        jpeg = (directory / f"classifier.{number}.jpg").read_bytes()
+        return _Made(_path(dialect, case), {"Content-Type": "image/jpeg"}, jpeg, _list_of)
+    x: Array = np.load(directory / f"{case.model}.x.npy")[number : number + 1]
+    if case.wire == "grpc":
+        return _torchserve_call(x, case) if dialect == "torchserve" else _open_inference_call(x, case)
+    if case.wire == "binary" and dialect in {"penstock", "open_inference"}:
+        return _binary(x, case)
+    if case.wire == "binary":
+        return _Made(_path(dialect, case), _RAW, x.tobytes(), _floats_of)
+    # few digits, as in people's JSON
+    numbers = np.round(x.astype(np.float64), 4)
+    if case.wire == "oip" or dialect == "open_inference":
+        path = _path(dialect, case) if dialect == "bare" else f"/v2/models/{case.model}/infer"
+        tensor = {"name": "x", "shape": x.shape, "datatype": "FP32", "data": numbers.ravel().tolist()}
+        return _Made(path, _JSON, json.dumps({"inputs": [tensor]}).encode(), _outputs_of)
+    return _Made(_path(dialect, case), _JSON, json.dumps({"x": numbers.tolist()}).encode(), _y_of)
 
 
 def _path(dialect: Dialect, case: Case) -> str:
@@ -123,45 +123,27 @@ def _path(dialect: Dialect, case: Case) -> str:
     return paths.get(dialect, "/predict")
 
 
-def _x(directory: Path, case: Case) -> Array:
-    x: Array = np.load(directory / f"{case.model}.x.npy")
-    return x
-
-
-def _numbers(directory: Path, case: Case) -> Any:
-    """As nested lists of few digits, as in people's JSON."""
-    return np.round(_x(directory, case).astype(np.float64), 4).tolist()
-
-
-def _image(directory: Path) -> bytes:
-    return (directory / "classifier.jpg").read_bytes()
-
-
-def _open_inference_json(directory: Path, case: Case) -> bytes:
-    x = _x(directory, case)
-    data = np.round(x.astype(np.float64), 4).ravel().tolist()
-    return json.dumps({"inputs": [{"name": "x", "shape": x.shape, "datatype": "FP32", "data": data}]}).encode()
-
-
-def _binary(directory: Path, case: Case) -> _Made:
-    x = _x(directory, case)
+def _binary(x: Array, case: Case) -> _Made:
     tensor = {"name": "x", "shape": x.shape, "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     headers = {**_RAW, "Inference-Header-Content-Length": str(len(header))}
     return _Made(f"/v2/models/{case.model}/infer", headers, header + x.tobytes(), _binary_of)
 
 
-def _open_inference_call(directory: Path, case: Case) -> _Made:
-    x = _x(directory, case)
+def _open_inference_call(x: Array, case: Case) -> _Made:
     message = open_inference_pb2.ModelInferRequest(model_name=case.model, raw_input_contents=[x.tobytes()])
     message.inputs.add(name="x", datatype="FP32", shape=x.shape)
     return _Made("/inference.GRPCInferenceService/ModelInfer", {}, message.SerializeToString(), _inferred_of)
 
 
-def _torchserve_call(directory: Path, case: Case) -> _Made:
-    message = torchserve_pb2.PredictionsRequest(model_name=case.model, input={"body": _x(directory, case).tobytes()})
+def _torchserve_call(x: Array, case: Case) -> _Made:
+    message = torchserve_pb2.PredictionsRequest(model_name=case.model, input={"body": x.tobytes()})
     path = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
     return _Made(path, {}, message.SerializeToString(), _predicted_of)
+
+
+def _y_of(body: bytes, _: Headers) -> Array:
+    return np.array(json.loads(body)["y"])
 
 
 def _list_of(body: bytes, _: Headers) -> Array:

@@ -14,7 +14,7 @@ from pathlib import Path
 from loadtests.bench.peers import Sample
 from loadtests.figures import paired_ratio
 
-__all__ = ["Trial", "load", "machine", "save", "versions"]
+__all__ = ["Trial", "load", "machine", "paired", "save", "versions"]
 
 
 def machine() -> str:
@@ -41,6 +41,9 @@ class Trial:
     """What made the load."""
     load_before: float
     """One-minute load average before anything was started."""
+    run: str = ""
+    """What was measured in the same rounds has the same one."""
+    cores: int = field(default_factory=lambda: os.cpu_count() or 1)
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
     machine: str = field(default_factory=machine)
     versions: Mapping[str, str] = field(default_factory=versions)
@@ -55,6 +58,14 @@ class Trial:
         if not all(pair):
             return None
         return paired_ratio(*([getattr(sample, figure) for sample in samples] for samples in pair))
+
+
+def paired(ours: Trial, theirs: Trial, name: str, figure: str = "per_second") -> float | None:
+    """As `Trial.ratio`, of one peer at two numbers of connections; None where they were not measured together."""
+    many, few = ours.samples.get(name, []), theirs.samples.get(name, [])
+    if not ours.run or ours.run != theirs.run or not few or len(few) != len(many):
+        return None
+    return paired_ratio(*([getattr(sample, figure) for sample in samples] for samples in (many, few)))
 
 
 def save(directory: Path, trials: list[Trial]) -> None:

@@ -1,4 +1,4 @@
-"""TorchServe as a peer: its archive, its configuration, and when it is ready."""
+"""TorchServe as a peer, alone and with a front before it: its archive, its configuration, and when it is ready."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from loadtests.bench.cases import Case
 from loadtests.bench.peers import CORES, NotStarted, Server, free_ports
 from loadtests.bench.requests import build
 
-__all__ = ["batching", "check_java", "torchserve"]
+__all__ = ["batching", "behind_nginx", "behind_proxy", "check_java", "torchserve"]
 
 _HANDLER = Path(__file__).parent / "servers" / "torchserve_handler.py"
 
@@ -26,18 +27,61 @@ def check_java() -> None:
 
 def torchserve(name: str, directory: Path, case: Case) -> Server:
     """As it comes: only addresses differ from its defaults, which start one worker per core and model."""
-    return _torchserve(name, directory, case, "")
+    return _torchserve(name, directory / "torchserve", case, "")
 
 
 def batching(name: str, directory: Path, case: Case) -> Server:
     """With batches of its own."""
     workers = f"minWorkers: {CORES}\nmaxWorkers: {CORES}\n"
-    return _torchserve(name, directory, case, f"batchSize: 32\nmaxBatchDelay: 5\n{workers}")
+    return _torchserve(name, directory / "torchserve-batching", case, f"batchSize: 32\nmaxBatchDelay: 5\n{workers}")
 
 
-def _torchserve(name: str, directory: Path, case: Case, model_config: str) -> Server:
+def behind_nginx(name: str, directory: Path, case: Case) -> Server:
+    """With a worker per core, and connections to TorchServe that are kept."""
+    if not shutil.which("nginx"):
+        raise NotStarted("no nginx is on the PATH (Debian: nginx-light)")
+    home = directory / "torchserve-nginx"
+    behind = _torchserve(name, home, case, "")
+    (port,) = free_ports(1)
+    (home / "nginx.conf").write_text(_NGINX.format(port=port, behind=behind.port, cores=CORES))
+    return _fronted(behind, port, ["nginx", "-p", str(home), "-c", "nginx.conf", "-e", "stderr"])
+
+
+def behind_proxy(name: str, directory: Path, case: Case) -> Server:
+    behind = _torchserve(name, directory / "torchserve-proxy", case, "")
+    (port,) = free_ports(1)
+    return _fronted(
+        behind, port, [sys.executable, "-m", "loadtests.bench.servers.proxy_app", str(port), str(behind.port)]
+    )
+
+
+_NGINX = """\
+daemon off;
+worker_processes {cores};
+pid nginx.pid;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  client_body_temp_path tmp/client; proxy_temp_path tmp/proxy;
+  fastcgi_temp_path tmp/fastcgi; uwsgi_temp_path tmp/uwsgi; scgi_temp_path tmp/scgi;
+  keepalive_requests 100000000;
+  upstream torchserve {{ server 127.0.0.1:{behind}; keepalive 64; keepalive_requests 100000000; }}
+  server {{
+    listen 127.0.0.1:{port} reuseport;
+    location / {{ proxy_pass http://torchserve; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+  }}
+}}
+"""
+
+
+def _fronted(behind: Server, port: int, front: list[str]) -> Server:
+    module = "loadtests.bench.servers.fronted"
+    return replace(behind, port=port, command=[sys.executable, "-m", module, json.dumps(front), *behind.command])
+
+
+def _torchserve(name: str, home: Path, case: Case, model_config: str) -> Server:
     check_java()
-    home = directory / f"torchserve{'-batching' if model_config else ''}"
+    directory = home.parent
     for each in ("tmp", "store"):
         (home / each).mkdir(parents=True, exist_ok=True)
     model = case.model

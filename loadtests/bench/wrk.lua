@@ -1,11 +1,24 @@
--- Arguments: file of the body, then names and values of the headers. The last line of the output is JSON.
+-- Arguments: files of bodies, parted by colons, then names and values of the headers. The last line of the output is
+-- JSON.
 function init(args)
-  local file = assert(io.open(args[1], "rb"))
   wrk.method = "POST"
-  wrk.body = file:read("*a")
-  file:close()
   for i = 2, #args, 2 do
     wrk.headers[args[i]] = args[i + 1]
+  end
+  local requests = {}
+  for name in args[1]:gmatch("[^:]+") do
+    local file = assert(io.open(name, "rb"))
+    wrk.body = file:read("*a")
+    file:close()
+    requests[#requests + 1] = wrk.format()
+  end
+  -- without this function wrk sends wrk.body, and never asks Lua again
+  if #requests > 1 then
+    local turn = 0
+    function request()
+      turn = turn % #requests + 1
+      return requests[turn]
+    end
   end
 end
 

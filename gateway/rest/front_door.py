@@ -34,6 +34,8 @@ _log = logging.getLogger("penstock.http")
 _MAX_HEADERS = 100
 _MAX_REMEMBERED = 256
 _METHODS = frozenset(method.encode() for route in ROUTES for method in route.methods)
+_NOT_COUNTED = 4096
+"""Bytes of a body that came at once: the queues bound how many there are."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -138,45 +140,51 @@ class FrontDoor(RefusingConnection):
         if self._stage == "idle":
             known = door.heads.find(data)
             if known is not None:
-                self._take(*known, data)
+                head, begin = known
+                cycle = _Cycle(self, head)
+                if head.size > _NOT_COUNTED and not self._has_room(cycle):
+                    return
+                cycle.body, cycle.complete = data[begin:], True
+                if self._enqueue(cycle):
+                    self.dispatch(cycle)
                 return
             self._opening = data
-        now = time.monotonic()
-        if self._stage == "idle":
-            self._stage, self._header_bytes, self._in_headers, self._stage_began = "headers", 0, True, now
+            self._stage, self._header_bytes, self._in_headers = "headers", 0, True
+            self._stage_began = time.monotonic()
         elif self._stage == "body":
-            self._stage_began = now  # headers as a whole have their time, however slowly they drip in
+            self._stage_began = time.monotonic()  # headers as a whole have their time, however slowly they drip in
         if self._in_headers:
             self._header_bytes += len(data)
+        self._parse(data)
+        self._opening = b""
+        if self._stage != "idle":
+            self._check_unfinished(len(data))
+
+    def _has_room(self, cycle: _Cycle) -> bool:
+        """Count the bytes of a body that is there as a whole, or refuse its request."""
+        door, size = self._door, cycle.head.size
+        if door.held_bytes + size > door.max_held_bytes:
+            self._refuse_prediction(cycle.route, door.full())
+            return False
+        door.held_bytes += size
+        cycle.size = size
+        return True
+
+    def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._ignore_upgrade(memoryview(data)[offer.args[0] :])
         except httptools.HttpParserError:
             self._refuse_garbage()
-        self._opening = b""
-        if self._stage != "idle":
-            self._check_unfinished(now, len(data))
 
-    def _take(self, head: Head, begin: int, data: bytes) -> None:
-        """A whole request, of a head that needs no parser."""
-        door = self._door
-        cycle = _Cycle(self, head)
-        if door.held_bytes + head.size > door.max_held_bytes:
-            self._refuse_prediction(cycle.route, door.full())
-            return
-        door.held_bytes += head.size
-        cycle.size, cycle.body, cycle.complete = head.size, data[begin:], True
-        if self._enqueue(cycle):
-            self.dispatch(cycle)
-
-    def _check_unfinished(self, now: float, num_bytes: int) -> None:
+    def _check_unfinished(self, num_bytes: int) -> None:
         """After a read that did not end its request."""
         if self._in_headers:
             self._check_headers(self._header_bytes)
             return
         if self._upload is None:
-            self._upload = Upload(now)
+            self._upload = Upload(self._stage_began)
         self._check_headers(self._upload.read(num_bytes, self._body_bytes))
 
     def _ignore_upgrade(self, rest: memoryview) -> None:
@@ -316,7 +324,8 @@ class FrontDoor(RefusingConnection):
     def _reply(self, cycle: _Cycle, response: Response, timing: Timing | None) -> None:
         door = self._door
         door.in_flight -= 1
-        door.held_bytes -= cycle.size
+        if cycle.size:
+            door.held_bytes -= cycle.size
         seconds = time.monotonic() - cycle.received
         code = "499" if cycle.disconnected else str(response.status)
         door.metrics.answered(cycle.route.protocol, cycle.endpoint, code, seconds)

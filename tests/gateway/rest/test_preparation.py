@@ -182,6 +182,21 @@ def test_what_a_body_becomes_counts_while_it_waits(narrow: LiveGateway) -> None:
     assert ask(0) != 503
 
 
+def test_so_do_bodies_that_came_at_once(narrow: LiveGateway) -> None:
+    body = SLOW[:-1] + b" " * 60_000 + b"}"
+    request = head("/v2/models/slow/infer", f"Content-Length: {len(body)}", "X-Request-Timeout: 2000") + body
+    wires = [Wire(narrow.http_port) for _ in range(60)]
+    for wire in wires:
+        wire.send(request)
+
+    statuses = [wire.answer().status for wire in wires]
+    for wire in wires:
+        wire.close()
+
+    assert 60 - statuses.count(503) >= 2_000_000 // len(body)
+    assert statuses.count(503) > 0
+
+
 # deadlines
 
 

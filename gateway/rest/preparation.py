@@ -118,20 +118,35 @@ def _handle_decoded(
     def go_on(inflated: asyncio.Future[bytes]) -> None:
         if inflated.cancelled():  # the process ends
             return
-        answer = reply
-        try:
+        failure = inflated.exception()  # raised, its traceback and this frame would keep each other, and the body
+        if failure is None:
             request.body = inflated.result()
-            hold(len(request.body))
-            answer = partial(_let_go, reply, hold, len(request.body))
-            route.handle(request, router, timeout_s, answer)
-        except PenstockError as error:
-            answer(route.error(error), None)
-        except Exception:  # noqa: BLE001  as in the front door: one request's surprise stays its own
-            _log.exception("%s request to %s", route.protocol, request.endpoint or "an unknown endpoint")
-            answer(route.error(BackendFailed("internal error of the gateway; see its log")), None)
+            _handle_held(route, hold, request, router, timeout_s, reply)
+        else:
+            reply(_failed(route, request, failure), None)
 
     inflating = asyncio.get_running_loop().run_in_executor(None, inflate, request.body, coding, limit)
     inflating.add_done_callback(go_on)
+
+
+def _handle_held(
+    route: PredictionRoute, hold: Hold, request: Request, router: Router, timeout_s: float, reply: Reply
+) -> None:
+    """With its body counted until the answer."""
+    answer = reply
+    try:
+        hold(len(request.body))
+        answer = partial(_let_go, reply, hold, len(request.body))
+        route.handle(request, router, timeout_s, answer)
+    except Exception as error:  # noqa: BLE001  as in the front door: one request's surprise stays its own
+        answer(_failed(route, request, error), None)
+
+
+def _failed(route: PredictionRoute, request: Request, error: BaseException) -> Response:
+    if isinstance(error, PenstockError):
+        return route.error(error)
+    _log.error("%s request to %s", route.protocol, request.endpoint or "an unknown endpoint", exc_info=error)
+    return route.error(BackendFailed("internal error of the gateway; see its log"))
 
 
 def _let_go(reply: Reply, hold: Hold, num_bytes: int, response: Response, timing: Timing | None) -> None:

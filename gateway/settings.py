@@ -185,10 +185,20 @@ class Settings(BaseSettings):
     """From the first byte of a request to the end of its headers."""
     body_timeout_s: Seconds = 30.0
     """Longest pause between two reads of a body."""
+    upload_timeout_s: Seconds = 60.0
+    """From the end of a request's headers to the end of its body, however steadily it drips in."""
     idle_timeout_s: Seconds = 75.0
     """How long a connection may wait for its next request."""
+    max_connections: Annotated[int, Field(ge=1)] = 10_000
+    """HTTP connections that one gateway process keeps; further ones are answered 503 and closed."""
+    max_held_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    """HTTP request bodies, arriving or waiting for their answers, that one gateway process holds before it answers
+    503."""
     request_timeout_s: Seconds = 60.0
-    """Deadline of a prediction whose client set none (SageMaker's real-time limit)."""
+    """Deadline of a prediction whose client set none, and the latest that a client may set (SageMaker's real-time
+    limit)."""
+    request_timeout_unit: Literal["s", "ms"] = "s"
+    """What the headers `X-Request-Timeout` and `Request-Timeout`, by which HTTP clients set a deadline, count in."""
     max_queue: Annotated[int, Field(ge=1)] = 2048
     """Predictions that may wait per model version and mode before new ones are refused."""
     drain_timeout_s: Seconds = 25.0
@@ -211,6 +221,13 @@ class Settings(BaseSettings):
     """Overrides of the manifests' placement lists, by algorithm or `algorithm/mode`."""
     endpoints: dict[str, EndpointSettings] = {}
     """Endpoints beyond the published models' own names."""
+
+    @model_validator(mode="after")
+    def _room_for_a_body(self) -> Self:
+        if self.max_held_bytes < self.max_body_bytes:
+            text = f"max_held_bytes must be at least max_body_bytes, {self.max_body_bytes}, got {self.max_held_bytes}"
+            raise ValueError(text)
+        return self
 
     @model_validator(mode="after")
     def _share_cores(self) -> Self:

@@ -17,11 +17,13 @@ import orjson
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import Response as StarletteResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from formats.errors import BodyTooLarge, PenstockError
 from gateway.readiness import Readiness
-from gateway.rest.exchange import Head, Request, Response
+from gateway.rest.exchange import Head, Request, Response, gateway_timing
 from gateway.rest.oip import error_response
+from gateway.rest.preparation import prepared
 from gateway.rest.routes import ROUTES, PredictionRoute
 from gateway.router import Router
 from gateway.settings import Settings
@@ -30,6 +32,25 @@ from gateway.tensor_protocol import model_metadata, server_metadata, server_vers
 from gateway.timing import Timing, server_timing
 
 __all__ = ["build_app"]
+
+_SERVER_TIMING = b"server-timing"
+
+
+class _TimedApp(FastAPI):
+    """Tells with every answer how long it took, whoever gave it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                if not any(name == _SERVER_TIMING for name, _ in headers):
+                    headers.append((_SERVER_TIMING, gateway_timing(time.monotonic() - began)))
+                message["headers"] = headers
+            await send(message)
+
+        await super().__call__(scope, receive, tell)
 
 
 def error_statuses(route: PredictionRoute) -> dict[int | str, dict[str, Any]]:
@@ -40,7 +61,8 @@ def error_statuses(route: PredictionRoute) -> dict[int | str, dict[str, Any]]:
 
 def build_app(settings: Settings, router: Router, readiness: Readiness) -> FastAPI:
     """The application of the public port."""
-    app = FastAPI(title="Penstock", version=server_version(), docs_url=None, redoc_url=None)
+    kind = _TimedApp if settings.server_timing else FastAPI
+    app = kind(title="Penstock", version=server_version(), docs_url=None, redoc_url=None)
     app.add_exception_handler(PenstockError, _penstock_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _surprise)
@@ -126,11 +148,12 @@ async def _bridge(
         if len(body) > settings.max_body_bytes:
             return _starlette(route.error(BodyTooLarge(f"body exceeds {settings.max_body_bytes} bytes")))
     plain = Request(Head(request.scope["path"], dict(request.headers.raw)), bytes(body), time.monotonic())
+    route = prepared(route, plain.head.headers, settings, _uncounted)
 
     def reply(response: Response, timing: Timing | None) -> None:
         if timing is not None and settings.server_timing:
             shown = server_timing(time.monotonic() - plain.received, timing)
-            response = response._replace(headers=[*response.headers, (b"server-timing", shown)])
+            response = response._replace(headers=[*response.headers, (_SERVER_TIMING, shown)])
         if not answer.done():  # the client may have gone
             answer.set_result(response)
 
@@ -139,6 +162,10 @@ async def _bridge(
     except PenstockError as error:
         reply(route.error(error), None)
     return _starlette(await answer)
+
+
+def _uncounted(_num_bytes: int) -> None:
+    """Under another server, which bodies it holds is its own concern."""
 
 
 def _starlette(response: Response) -> fastapi.Response:

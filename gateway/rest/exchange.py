@@ -14,7 +14,7 @@ from gateway.timing import Timing
 if TYPE_CHECKING:
     from gateway.rest.routes import PredictionRoute
 
-__all__ = ["Head", "Reply", "Request", "Response", "encode_response", "request_id"]
+__all__ = ["Head", "Reply", "Request", "Response", "encode_response", "gateway_timing", "request_id"]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PREFIX = secrets.token_hex(8)
@@ -85,6 +85,11 @@ def request_id(request: Request) -> str:
     if own is not None and _REQUEST_ID.fullmatch(own):
         return own.decode()
     return f"{_PREFIX}-{next(_COUNTER):08x}"
+
+
+def gateway_timing(seconds: float) -> bytes:
+    """Value of `Server-Timing` for an answer that no backend took part in."""
+    return b"gateway;dur=%.3f" % (seconds * 1e3)
 
 
 def encode_response(response: Response, *, close: bool, server_timing: bytes = b"") -> bytes:

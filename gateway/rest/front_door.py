@@ -9,23 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import urllib.parse
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from formats.errors import BackendFailed, BodyTooLarge, PenstockError
-from gateway.busy_poll import BusyPoll
-from gateway.metrics import Metrics
-from gateway.rest.exchange import Head, Request, Response, encode_response
-from gateway.rest.heads import KnownHeads
-from gateway.rest.routes import ROUTES, PredictionRoute, match
-from gateway.router import Router
-from gateway.settings import Settings
+from formats.errors import BackendFailed, PenstockError
+from gateway.rest.door import Door
+from gateway.rest.exchange import Head, Request, Response, encode_response, gateway_timing
+from gateway.rest.preparation import prepared
+from gateway.rest.refusal import RefusingConnection
+from gateway.rest.routes import ROUTES, PredictionRoute, resolve
+from gateway.rest.upgrade import new_parser, without_upgrade
+from gateway.rest.upload import MAX_CHUNKS, MAX_PIECES, Upload, merge
 from gateway.timing import Timing, server_timing
 
 __all__ = ["Door", "FrontDoor"]
@@ -35,24 +34,9 @@ _log = logging.getLogger("penstock.http")
 _MAX_HEADERS = 100
 _MAX_REMEMBERED = 256
 _METHODS = frozenset(method.encode() for route in ROUTES for method in route.methods)
-_LINGER_S = 2.0
-"""After an early refusal: how long what the client still sends is thrown away, so that it can read the answer."""
-
-
-class Door:
-    """What all connections share."""
-
-    def __init__(self, settings: Settings, router: Router, metrics: Metrics, poll: BusyPoll) -> None:
-        self.settings = settings
-        self.router = router
-        self.metrics = metrics
-        self.poll = poll
-        self.heads = KnownHeads()
-        self.timeout_s = settings.request_timeout_s
-        self.tells_timing = settings.server_timing
-        self.draining = False
-        self.in_flight = 0
-        """Predictions accepted and not yet answered."""
+_NOT_COUNTED = 4096
+"""Bytes of a body that came at once: the queues bound how many there are."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _Cycle(Request):
@@ -88,16 +72,8 @@ class _Cycle(Request):
         self.turn = True
         if self.complete:
             self.protocol.dispatch(self)
-
-
-@lru_cache(maxsize=1024)  # clients ask for the same few models for ever
-def _resolve(url: bytes) -> tuple[PredictionRoute | None, str]:
-    """The prediction route of a request target, and its decoded path."""
-    path = url.partition(b"?")[0].decode("latin-1")
-    route = match(path)
-    # no name holds a slash: an encoded one must not turn into a separator behind the matching
-    encoded = "%" in path and "%2f" not in path.lower()
-    return route, urllib.parse.unquote(path) if encoded else path
+        elif self.head.headers.get(b"expect", b"").lower() == b"100-continue":
+            self.protocol.transport.write(_CONTINUE)
 
 
 class _NobodyWaits:
@@ -108,19 +84,21 @@ class _NobodyWaits:
 _NOBODY_WAITS = _NobodyWaits()
 
 
-class FrontDoor(HttpToolsProtocol):
+class FrontDoor(RefusingConnection):
     """One connection."""
 
     def __init__(self, config: Config, server_state: ServerState, door: Door) -> None:
-        super().__init__(config, server_state, {}, asyncio.get_running_loop())
-        self._door = door
+        super().__init__(config, server_state, door)
         self.url = b""
         self.headers = []
         self._speaking: RequestResponseCycle | None = None
         """The request whose answer is due, which need not be the newest."""
-        self._refused = False
-        self._last_words: Response | None = None
-        """A refusal that waits for the answers before it."""
+        self._offered = False
+        """Deaf to the rest of this request, which offers to speak another protocol: it is read again without that."""
+        self._upload: Upload | None = None
+        """Of the request that is being read, if its body comes in several reads or in chunks."""
+        self._app_bytes = 0
+        """Of its body, where it is for the application."""
         self._unsent = 0
         self._opening = b""
         """What is being read, while its first request is: where a head worth remembering stands."""
@@ -131,7 +109,17 @@ class FrontDoor(HttpToolsProtocol):
         self._stage_began = time.monotonic()
         self._stage = "idle"
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._door.settings.max_connections:
+            self._turn_away()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._door.turned_away -= self._excess
+        for queued, _ in self.pipeline:
+            self._drop(queued)
+        if isinstance(self.cycle, _Cycle) and not self.cycle.complete:
+            self._drop(self.cycle)
         if self._speaking is not None:
             self._speaking.disconnected = True
             self._speaking.message_event.set()
@@ -145,7 +133,7 @@ class FrontDoor(HttpToolsProtocol):
     # what the parser calls
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._deaf:
             return
         door = self._door
         door.poll.heard(self)
@@ -154,27 +142,70 @@ class FrontDoor(HttpToolsProtocol):
             if known is not None:
                 head, begin = known
                 cycle = _Cycle(self, head)
+                if head.size > _NOT_COUNTED and not self._has_room(cycle):
+                    return
                 cycle.body, cycle.complete = data[begin:], True
                 if self._enqueue(cycle):
                     self.dispatch(cycle)
                 return
             self._opening = data
-        now = time.monotonic()
-        if self._stage == "idle":
-            self._stage, self._header_bytes, self._in_headers, self._stage_began = "headers", 0, True, now
+            self._stage, self._header_bytes, self._in_headers = "headers", 0, True
+            self._stage_began = time.monotonic()
         elif self._stage == "body":
-            self._stage_began = now  # headers as a whole have their time, however slowly they drip in
+            self._stage_began = time.monotonic()  # headers as a whole have their time, however slowly they drip in
         if self._in_headers:
             self._header_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         self._opening = b""
+        if self._stage != "idle":
+            self._check_unfinished(len(data))
+
+    def _has_room(self, cycle: _Cycle) -> bool:
+        """Count the bytes of a body that is there as a whole, or refuse its request."""
+        door, size = self._door, cycle.head.size
+        if door.held_bytes + size > door.max_held_bytes:
+            self._refuse_prediction(cycle.route, door.full())
+            return False
+        door.held_bytes += size
+        cycle.size = size
+        return True
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._ignore_upgrade(memoryview(data)[offer.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse_garbage()
+
+    def _check_unfinished(self, num_bytes: int) -> None:
+        """After a read that did not end its request."""
         if self._in_headers:
             self._check_headers(self._header_bytes)
+            return
+        if self._upload is None:
+            self._upload = Upload(self._stage_began)
+        self._check_headers(self._upload.read(num_bytes, self._body_bytes))
+
+    def _ignore_upgrade(self, rest: memoryview) -> None:
+        """The parser has stopped behind headers that offer another protocol: have it read them without the offer."""
+        while self._offered:
+            self._deaf = self._offered = False
+            head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
+            self.parser = new_parser(self)
+            try:
+                self.parser.feed_data(head)
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:  # by a request in the rest: the head offers nothing any more
+                rest = rest[offer.args[0] :]
+            except httptools.HttpParserError:
+                self._refuse_garbage()
 
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
         self._taken = 0
+        self._upload = None
         self._stage, self._header_bytes, self._in_headers = "headers", 0, True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -191,6 +222,10 @@ class FrontDoor(HttpToolsProtocol):
         if (hosts != 1 or b"host" not in headers) and (b"host" in headers or self.parser.get_http_version() != "1.0"):
             self._refuse(400, "a request needs exactly one Host header")
             return
+        if b"upgrade" in headers and self.parser.should_upgrade():
+            self._deaf = self._offered = True
+            self._opening = b""
+            return
         self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         declared = int(headers.get(b"content-length", 0))
         route, path = self._prediction_route()
@@ -200,33 +235,68 @@ class FrontDoor(HttpToolsProtocol):
             self._begin(route, path, headers, declared)
 
     def _check_headers(self, read: int) -> bool:
-        """Refuse what is too long: `read` counts whole reads, of which the parser may still hold a part back."""
+        """Refuse what is too long: `read` counts whole reads, of which the parser may still hold a part back.
+
+        What follows a chunked body, its trailers, counts as headers; `read` is then what was neither body nor chunks.
+        """
+        if self._deaf:
+            return False
         limit = self._door.settings.max_header_bytes
         if max(len(self.url) + self._taken, read) <= limit and len(self.headers) <= _MAX_HEADERS:
             return True
-        self._refuse(431, f"request line and headers exceed {limit} bytes or {_MAX_HEADERS} headers")
+        self._refuse(431, f"request line, headers and trailers exceed {limit} bytes or {_MAX_HEADERS} headers")
         return False
 
     def on_body(self, body: bytes) -> None:
-        if self._refused:
+        if self._deaf:
             return
         cycle = cast("_Cycle | RequestResponseCycle", self.cycle)
         if isinstance(cycle, RequestResponseCycle):
-            super().on_body(body)
+            self._on_application_body(body)
             return
-        cycle.size += len(body)
-        if cycle.size > self._door.settings.max_body_bytes:
+        door, size = self._door, len(body)
+        cycle.size += size
+        door.held_bytes += size
+        if cycle.size > door.settings.max_body_bytes:
             self._too_large(cycle.route)
-        else:
+        elif door.held_bytes > door.max_held_bytes:
+            self._refuse_prediction(cycle.route, door.full())
+        elif len(cycle.pieces) < MAX_PIECES:
             cycle.pieces.append(body)
+        else:
+            merge(cycle.pieces, body)
+
+    def _on_application_body(self, body: bytes) -> None:
+        self._app_bytes += len(body)
+        if self._app_bytes > self._door.settings.max_body_bytes:
+            self._refuse(413, f"body exceeds {self._door.settings.max_body_bytes} bytes")
+        else:
+            super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        if self._upload is None:
+            self._upload = Upload(time.monotonic())
+        self._upload.num_chunks += 1
+        if self._upload.num_chunks > MAX_CHUNKS + 1:  # the last one is empty
+            self._refuse(400, f"the body comes in more than {MAX_CHUNKS} chunks")
+
+    def on_chunk_complete(self) -> None:
+        self._check_headers(0)
+
+    @property
+    def _body_bytes(self) -> int:
+        """Of the request that is being read, so far."""
+        cycle = cast("object", self.cycle)
+        return cycle.size if isinstance(cycle, _Cycle) else self._app_bytes
 
     def on_message_complete(self) -> None:
         self._stage, self._in_headers = "idle", False
-        if self._refused:
+        if self._deaf:
             return
         cycle = cast("_Cycle | RequestResponseCycle", self.cycle)
         if isinstance(cycle, RequestResponseCycle):
-            super().on_message_complete()
+            cycle.more_body = False
+            cycle.message_event.set()
             return
         cycle.complete = True
         cycle.body = cycle.pieces[0] if len(cycle.pieces) == 1 else b"".join(cycle.pieces)
@@ -254,14 +324,18 @@ class FrontDoor(HttpToolsProtocol):
     def _reply(self, cycle: _Cycle, response: Response, timing: Timing | None) -> None:
         door = self._door
         door.in_flight -= 1
+        if cycle.size:
+            door.held_bytes -= cycle.size
         seconds = time.monotonic() - cycle.received
         code = "499" if cycle.disconnected else str(response.status)
-        door.metrics.answered(cycle.route.protocol, cycle.endpoint, code, seconds)
+        door.metrics.answered(cycle.route.protocol, cycle.endpoint, code, seconds, timing)
         cycle.response_complete = True
         if cycle.disconnected or self.transport.is_closing():
             return
         close = not cycle.head.keep_alive or (door.draining and not self._more_to_say)
-        shown = server_timing(seconds, timing) if timing is not None and door.tells_timing else b""
+        shown = b""
+        if door.tells_timing:
+            shown = gateway_timing(seconds) if timing is None else server_timing(seconds, timing)
         self.transport.write(encode_response(response, close=close, server_timing=shown))
         self._stage_began = time.monotonic()
         door.poll.spoke()
@@ -279,7 +353,7 @@ class FrontDoor(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._last_words is not None:
-            self._say_last(self._last_words)
+            self._say_last(*self._last_words)
         if not self.pipeline and not self.flow.write_paused:
             self.flow.resume_reading()
 
@@ -298,7 +372,7 @@ class FrontDoor(HttpToolsProtocol):
         if method not in _METHODS:
             return None, ""
         url = self.url
-        route, path = _resolve(url) if len(url) <= _MAX_REMEMBERED else _resolve.__wrapped__(url)
+        route, path = resolve(url) if len(url) <= _MAX_REMEMBERED else resolve.__wrapped__(url)
         if route is not None and method.decode() not in route.methods:
             return None, ""
         return route, path
@@ -307,16 +381,15 @@ class FrontDoor(HttpToolsProtocol):
         if declared > self._door.settings.max_body_bytes:
             self._too_large(route)
             return
-        if self.parser.should_upgrade():  # the parser would drop the body
-            self._refuse(400, "protocol upgrades are not offered; send plain HTTP/1.1")
-            return
+        if b"content-encoding" in headers or b"x-request-timeout" in headers or b"request-timeout" in headers:
+            route = prepared(route, headers, self._door.settings, self._door.hold)
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         head = Head(path, headers, route, declared, keep_alive=keep_alive)
         if self._opening:
             self._door.heads.remember(self._opening, head)
             self._opening = b""
         if self._enqueue(_Cycle(self, head)) and self.expect_100_continue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.transport.write(_CONTINUE)
 
     def _enqueue(self, cycle: _Cycle) -> bool:
         """Put a request in line for its answer; true when its turn has come already."""
@@ -335,6 +408,11 @@ class FrontDoor(HttpToolsProtocol):
         if declared > self._door.settings.max_body_bytes:
             self._refuse(413, f"body exceeds {self._door.settings.max_body_bytes} bytes")
             return
+        if self.parser.should_upgrade():
+            self._refuse(400, "CONNECT is not offered: this is no proxy")
+            return
+        self._app_bytes = 0
+        self._opening = b""  # a prediction behind this request does not begin there
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
@@ -357,48 +435,6 @@ class FrontDoor(HttpToolsProtocol):
         else:
             self._advance()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg)
-
-    def _too_large(self, route: PredictionRoute) -> None:
-        limit = self._door.settings.max_body_bytes
-        response = route.error(BodyTooLarge(f"HTTP content length exceeded {limit} bytes."))
-        self._door.metrics.answered(route.protocol, "", str(response.status), 0.0)
-        self._close_with(response)
-
-    def _refuse(self, status: int, text: str) -> None:
-        body = b'{"error":"%b"}' % text.encode()
-        self._close_with(Response(status, [(b"content-type", b"application/json")], body))
-
-    def _close_with(self, response: Response) -> None:
-        """Answer early, then read on for a moment: closing at once would reset what the client has not read yet."""
-        if self._refused or self.transport.is_closing():
-            return
-        self._refused = True
-        if self._owes_answers():
-            self._last_words = response
-        else:
-            self._say_last(response)
-
-    def _owes_answers(self) -> bool:
-        """Did complete requests come before the one that is refused? It gets no other answer, wherever it stands."""
-        cycle = cast("_Cycle | RequestResponseCycle | None", self.cycle)
-        if cycle is None:
-            return False
-        arrived = not cycle.more_body if isinstance(cycle, RequestResponseCycle) else cycle.complete
-        if arrived:
-            return not cycle.response_complete
-        if self.pipeline and cast("object", self.pipeline[0][0]) is cycle:
-            self.pipeline.popleft()
-            return True
-        cycle.disconnected = True
-        cycle.message_event.set()
-        return False
-
-    def _say_last(self, response: Response) -> None:
-        self.transport.write(encode_response(response, close=True))
-        self.loop.call_later(_LINGER_S, self.transport.close)
-
     # time
 
     def enforce(self, now: float) -> None:
@@ -410,14 +446,19 @@ class FrontDoor(HttpToolsProtocol):
         silent = now - self._stage_began
         if self.flow.write_paused and silent > settings.body_timeout_s:
             self.transport.abort()
-        if self.flow.read_paused:
-            return  # it is we who do not read
+        upload = self._upload
+        if self.flow.read_paused:  # it is we who do not read
+            if upload is not None:
+                upload.began = now
+            return
         cycle: Any = self.cycle
         busy = cycle is not None and not cycle.response_complete
         if self._stage == "headers" and silent > settings.header_timeout_s:
             self._refuse(408, f"headers did not arrive within {settings.header_timeout_s:g} s")
         elif self._stage == "body" and silent > settings.body_timeout_s:
             self._refuse(408, f"no more of the body arrived within {settings.body_timeout_s:g} s")
+        elif self._stage == "body" and upload is not None and now - upload.began > settings.upload_timeout_s:
+            self._refuse(408, f"the body did not arrive within {settings.upload_timeout_s:g} s")
         elif self._stage == "idle" and not busy and silent > settings.idle_timeout_s:
             self.transport.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from formats.errors import PenstockError
@@ -10,7 +12,7 @@ from gateway.rest import oip, sagemaker, torchserve
 from gateway.rest.exchange import Reply, Request, Response
 from gateway.router import Router
 
-__all__ = ["ROUTES", "PredictionRoute", "match"]
+__all__ = ["ROUTES", "PredictionRoute", "match", "resolve"]
 
 
 class PredictionRoute(NamedTuple):
@@ -73,3 +75,15 @@ def match(path: str) -> PredictionRoute | None:
         case ["", "invocations"]:
             return _CONTAINER
     return None
+
+
+@lru_cache(maxsize=1024)  # clients ask for the same few models for ever
+def resolve(url: bytes) -> tuple[PredictionRoute | None, str]:
+    """The prediction route of a request target, and its decoded path."""
+    path = url.partition(b"?")[0].decode("latin-1")
+    if path.startswith("http://"):  # in absolute form (RFC 9112, section 3.2.2)
+        path = "/" + path[7:].partition("/")[2]
+    route = match(path)
+    # no name holds a slash: an encoded one must not turn into a separator behind the matching
+    encoded = "%" in path and "%2f" not in path.lower()
+    return route, urllib.parse.unquote(path) if encoded else path

@@ -52,6 +52,8 @@ BOUND = '[pools.cpu]\ndevice = "cpu"\ncpus = [0]\nworkers = 0\n'
     [
         ("http_prot = 1", "http_prot"),
         ("http_port = 70000", "http_port"),
+        ("max_held_bytes = 1000", "max_held_bytes must be at least max_body_bytes, 26214400, got 1000"),
+        ('request_timeout_unit = "us"', "request_timeout_unit"),
         ('[pools.cpu]\ndevice = "tpu"', "pools.cpu.device"),
         ('[pools.cpu]\ndevice = "cpu"\nworkrs = 1', "pools.cpu.workrs"),
         ('[pools.cpu]\ndevice = "cpu"\ncpus = [100000]', r"cpus: \[100000\] are not among"),

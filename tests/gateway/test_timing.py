@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from formats.envelope import Stages
 from gateway.timing import CallTiming, Timing, server_timing
 from tests.gateway.live import LiveGateway, serving
+from tests.gateway.rest.wire import Wire
 
 PARTS = ["gateway", "queue", "batch", "pre", "graph", "post", "hop"]
 
@@ -65,10 +67,61 @@ def test_every_rest_protocol_says_where_the_time_went(live: LiveGateway, png: by
             assert found["gateway"] + found["queue"] + found["batch"] < answer.elapsed.total_seconds() * 1e3, path
 
 
-def test_a_refused_request_has_no_times_to_tell(live: LiveGateway) -> None:
-    answer = httpx.post(live.url + "/endpoints/nobody/invocations", content=b"x", timeout=60)
+SLOW = orjson.dumps({"inputs": [{"name": "rounds", "datatype": "INT64", "shape": [1], "data": [4000]}]})
 
-    assert "server-timing" not in answer.headers
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [
+        ("POST", "/endpoints/nobody/invocations", b"x", {}, 400),
+        ("POST", "/predictions/nobody", b"x", {}, 404),
+        ("POST", "/v2/models/arithmetic/infer", b"no JSON", {}, 400),
+        ("POST", "/v2/models/slow/infer", SLOW, {"x-request-timeout": "0.05"}, 504),
+        ("POST", "/v2/models/slow/infer", SLOW, {"content-encoding": "br"}, 415),
+        ("POST", "/invocations", bytes(1_048_577), {}, 413),
+        ("POST", "/invocations", b"x", {"x": "y" * 20_000}, 431),
+        ("GET", "/ping", b"", {}, 200),
+        ("GET", "/v2", b"", {}, 200),
+        ("GET", "/v2/models/arithmetic", b"", {}, 200),
+        ("GET", "/v2/models/nobody", b"", {}, 404),
+        ("GET", "/invocations", b"", {}, 405),
+        ("GET", "/nothing", b"", {}, 404),
+        ("GET", "/openapi.json", b"", {}, 200),
+    ],
+)
+def test_every_other_answer_says_how_long_the_gateway_took(
+    live: LiveGateway, method: str, path: str, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = httpx.request(method, live.url + path, content=body, headers=headers, timeout=60)
+
+    assert answer.status_code == status
+    assert list(parsed(answer.headers["server-timing"])) == ["gateway"]
+    assert parsed(answer.headers["server-timing"])["gateway"] < answer.elapsed.total_seconds() * 1e3
+
+
+def test_a_refusal_that_waits_for_the_answers_before_it_says_how_long(live: LiveGateway) -> None:
+    wire = Wire(live.http_port)
+    request = b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(SLOW), SLOW)
+    wire.send(request + b"garbage\r\n\r\n")
+
+    first, refused = wire.answer(), wire.answer()
+    wire.close()
+
+    assert (first.status, refused.status) == (200, 400)
+    assert 5 < parsed(refused.headers["server-timing"])["gateway"] < 60_000
+
+
+def test_so_does_one_that_is_turned_away(zoo: Path) -> None:
+    with serving(zoo, top='default_endpoint = "tiny"\nmax_queue = 1') as gateway, ThreadPoolExecutor(16) as clients:
+        answers = list(
+            clients.map(
+                lambda _: httpx.post(gateway.url + "/v2/models/slow/infer", content=SLOW, timeout=60), range(16)
+            )
+        )
+
+    overloaded = [answer for answer in answers if answer.status_code == 503]
+    assert overloaded
+    assert all(list(parsed(answer.headers["server-timing"])) == ["gateway"] for answer in overloaded)
 
 
 def test_stages_and_reasons_are_counted(live: LiveGateway, png: bytes) -> None:
@@ -95,5 +148,8 @@ def silent(zoo: Path) -> Iterator[LiveGateway]:
 def test_who_wants_to_keep_it_secret_can(silent: LiveGateway, png: bytes) -> None:
     answer = httpx.post(silent.url + "/invocations", content=png, headers={"content-type": "image/png"}, timeout=60)
 
-    assert answer.status_code == 200
-    assert "server-timing" not in answer.headers
+    refused = httpx.post(silent.url + "/invocations", content=b"x", headers={"x": "y" * 20_000}, timeout=60)
+    pinged = httpx.get(silent.url + "/ping", timeout=60)
+
+    assert [each.status_code for each in (answer, refused, pinged)] == [200, 431, 200]
+    assert not any("server-timing" in each.headers for each in (answer, refused, pinged))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import httpx
-import numpy as np
 import pytest
 
-from tests.bundles import image_png, publish_tiny, tiny_answer
+from tests.bundles import image_png, publish_tiny
 from tests.gateway.live import LiveGateway, eventually, serving
+from tests.gateway.rest.wire import PING, POOL, Wire, assert_right, head, picture, post
 
 HEADER_TIMEOUT_S = 1.0
 BODY_TIMEOUT_S = 0.6
@@ -25,47 +24,6 @@ idle_timeout_s = {IDLE_TIMEOUT_S}
 max_header_bytes = 4096
 max_body_bytes = 100_000
 """
-POOL = '[pools.cpu]\ndevice = "cpu"\nworkers = 1\n'
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class Wire:
-    """One connection."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self._file = self.socket.makefile("rb")
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def answer(self) -> Answer:
-        """Read one answer; fails when the connection closes first."""
-        line = self._file.readline()
-        assert line.startswith(b"HTTP/1.1 "), line
-        headers = {}
-        while (header := self._file.readline()) not in (b"\r\n", b""):
-            name, _, value = header.decode().partition(":")
-            headers[name.lower()] = value.strip()
-        body = self._file.read(int(headers.get("content-length", "0")))
-        return Answer(int(line.split()[1]), headers, body)
-
-    def is_closed(self, timeout_s: float = 5) -> bool:
-        """Does the other side close, and say nothing more?"""
-        self.socket.settimeout(timeout_s)
-        try:
-            return self._file.read(1) == b""
-        except ConnectionResetError:
-            return True
-
-    def close(self) -> None:
-        self._file.close()
-        self.socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,27 +51,6 @@ def connect(door: LiveGateway) -> Iterator[Callable[[], Wire]]:
 @pytest.fixture
 def wire(connect: Callable[[], Wire]) -> Wire:
     return connect()
-
-
-def picture(shade: int) -> np.ndarray[Any, np.dtype[Any]]:
-    return np.full((4, 4, 3), (shade, 255 - shade, 60), np.uint8)
-
-
-def head(path: str = "/invocations", *lines: str, version: str = "1.1") -> bytes:
-    return "\r\n".join([f"POST {path} HTTP/{version}", "Host: x", "Content-Type: image/png", *lines, "", ""]).encode()
-
-
-def post(shade: int = 0, *lines: str, version: str = "1.1") -> bytes:
-    body = image_png(picture(shade))
-    return head("/invocations", f"Content-Length: {len(body)}", *lines, version=version) + body
-
-
-PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def assert_right(answer: Answer, shade: int = 0) -> None:
-    assert answer.status == 200, answer
-    np.testing.assert_allclose(json.loads(answer.body), tiny_answer(picture(shade)), atol=1e-5)
 
 
 # what must work
@@ -144,6 +81,75 @@ def test_expect_100_continue_is_answered_before_the_body_comes(wire: Wire) -> No
     assert_right(wire.answer(), 9)
 
 
+def test_a_pipelined_expectation_is_answered_when_its_turn_has_come(wire: Wire) -> None:
+    body = image_png(picture(9))
+    wire.send(post(1) + head("/invocations", f"Content-Length: {len(body)}", "Expect: 100-continue"))
+    assert_right(wire.answer(), 1)
+    assert wire.answer().status == 100
+
+    wire.send(body)
+
+    assert_right(wire.answer(), 9)
+
+
+UPGRADES = {
+    "h2c": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"],
+    "websocket": ["Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"],
+}
+
+
+@pytest.mark.parametrize("lines", UPGRADES.values(), ids=UPGRADES)
+def test_an_offer_to_speak_another_protocol_is_ignored(wire: Wire, lines: list[str]) -> None:
+    """RFC 9110, section 7.8; curl's --http2 and Java's HttpClient offer h2c with their first request."""
+    upgrade = "\r\n".join(["", *lines, "", ""]).encode()
+    ping = PING.replace(b"\r\n\r\n", upgrade)
+
+    wire.send(post(5, *lines) + ping + post(6, *lines) + post(7))
+
+    assert_right(wire.answer(), 5)
+    assert wire.answer().status == 200
+    assert_right(wire.answer(), 6)
+    assert_right(wire.answer(), 7)
+
+
+@pytest.mark.parametrize("lines", UPGRADES.values(), ids=UPGRADES)
+def test_a_chunked_body_behind_an_ignored_offer_may_come_byte_by_byte(wire: Wire, lines: list[str]) -> None:
+    body = image_png(picture(9))
+    request = head("/invocations", "Transfer-Encoding: chunked", *lines)
+    wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in request + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body):
+        wire.send(bytes([byte]))
+
+    assert_right(wire.answer(), 9)
+
+
+def test_a_client_that_wants_its_connection_closed_gets_that_though_it_offers_another_protocol(wire: Wire) -> None:
+    wire.send(post(5, "Connection: Upgrade, close", "Upgrade: h2c"))
+
+    assert_right(wire.answer(), 5)
+    assert wire.is_closed()
+
+
+def test_garbage_behind_an_ignored_offer_is_refused(wire: Wire) -> None:
+    wire.send(post(5, *UPGRADES["h2c"]) + b"garbage\r\n\r\n")
+
+    assert_right(wire.answer(), 5)
+    assert wire.answer().status == 400
+
+
+def test_curl_may_offer_http_2(door: LiveGateway) -> None:
+    command = ["curl", "-sS", "--http2", "-H", "Content-Type: image/png", "--data-binary", "@-"]
+    said = subprocess.run(
+        [*command, "-w", "%{http_version} %{response_code}", "-o", "/dev/null", f"{door.url}/invocations"],
+        input=image_png(picture(5)),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+    assert said.stdout == b"1.1 200"
+
+
 def test_pipelined_predictions_are_answered_in_order(wire: Wire) -> None:
     shades = list(range(0, 250, 10))
 
@@ -162,6 +168,22 @@ def test_pipelined_predictions_and_pings_are_answered_in_order(wire: Wire) -> No
             assert (answer.status, answer.body) == (200, b"")
         else:
             assert_right(answer, shade)
+
+
+@pytest.mark.parametrize("lines", [[], UPGRADES["h2c"]], ids=["plain", "upgrade"])
+def test_what_a_prediction_is_sent_behind_is_not_taken_for_one_the_next_time(
+    connect: Callable[[], Wire], lines: list[str]
+) -> None:
+    """A head that is remembered is the prediction's own, with as many lines or not."""
+    wire = connect()
+    for extra in range(8):
+        more = "".join(f"X-{number}: y\r\n" for number in range(extra)).encode()
+        ping = PING.replace(b"\r\n\r\n", b"\r\n" + more + b"\r\n")
+        wire.send(ping + head("/invocations", "Content-Length: 0", *lines))
+        assert [wire.answer().status for _ in range(2)] == [200, 400]
+
+        wire.send(ping)
+        assert (wire.answer().status, extra) == (200, extra)
 
 
 def test_more_pipelined_than_one_read_holds(wire: Wire) -> None:
@@ -233,7 +255,7 @@ def test_a_target_in_absolute_form_is_understood(wire: Wire) -> None:
         (head("/invocations", "Bad Name: x"), 400),
         (head("/invocations", "X: a\0b"), 400),
         (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (head("/invocations", "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 0"), 400),
+        (b"CONNECT /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 400),
         (head("/invocations", "X: " + "a" * 5000, "Content-Length: 0"), 431),
         (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
         (b"POST /invocations HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 5000, 431),
@@ -246,7 +268,16 @@ def test_a_target_in_absolute_form_is_understood(wire: Wire) -> None:
     ],
     ids=[
         *("garbage", "tls", "http2", "http-0.9", "no-host", "two-hosts", "two-lengths", "negative-length"),
-        *("length-and-chunks", "bad-chunk", "bad-name", "nul", "connect", "upgrade", "long-header", "long-path"),
+        *(
+            "length-and-chunks",
+            "bad-chunk",
+            "bad-name",
+            "nul",
+            "connect",
+            "connect-upgrade",
+            "long-header",
+            "long-path",
+        ),
         *("endless-headers", "many-headers", "too-large", "too-large-expect", "too-large-chunk", "too-large-app"),
         "overflowing-length",
     ],
@@ -272,6 +303,15 @@ def test_a_body_too_large_waits_for_the_answers_before_it(wire: Wire) -> None:
 
     assert_right(wire.answer(), 1)
     assert wire.answer().status == 413
+
+
+def test_nothing_behind_a_refusal_is_answered(wire: Wire) -> None:
+    too_large = head("/invocations", "Transfer-Encoding: chunked") + b"186a1\r\n" + bytes(100_001) + b"\r\n0\r\n\r\n"
+    wire.send(post(1) + too_large + post(2) + PING)
+
+    assert_right(wire.answer(), 1)
+    assert wire.answer().status == 413
+    assert wire.is_closed()
 
 
 def test_a_client_can_read_the_refusal_while_it_still_sends(wire: Wire) -> None:

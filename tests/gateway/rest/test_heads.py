@@ -13,7 +13,7 @@ from gateway.rest.exchange import Head
 from gateway.rest.heads import KnownHeads
 from tests.bundles import image_png, publish_tiny, tiny_answer
 from tests.gateway.live import LiveGateway, serving
-from tests.gateway.rest.test_front_door import POOL, Answer, Wire, picture
+from tests.gateway.rest.wire import POOL, Answer, Wire, picture
 
 PLAIN = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 4\r\n\r\n"
 HEADERS = {b"host": b"x", b"content-type": b"image/png", b"content-length": b"4"}

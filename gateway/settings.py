@@ -178,6 +178,9 @@ class Settings(BaseSettings):
     """Deadline of a prediction whose client set none (SageMaker's real-time limit)."""
     max_queue: Annotated[int, Field(ge=1)] = 2048
     """Predictions that may wait per model version and mode before new ones are refused."""
+    max_pending_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    """Bodies and tensors of all predictions that are not answered yet, before new ones are refused. One alone always
+    may come: `max_body_bytes` limits that."""
     drain_timeout_s: Seconds = 25.0
     """After SIGTERM: how long accepted requests may take to finish (platforms kill after 30 s)."""
     drain_linger_s: Annotated[float, Field(ge=0)] = 0.5

@@ -15,6 +15,8 @@ _FADE = 0.9
 """Of the largest size, from call to call."""
 _SCATTER = 0.001
 """Sizes must scatter so much (variance over squared mean) before they tell more than the assumption does."""
+_NOTHING = 1e-6
+"""Likewise: less is none, which spares the reckoning where all calls are of one size."""
 _STEP = 1.2
 """Where all calls were of one size, and more are waiting, the next is so many times as large: to see its cost."""
 _NEARBY = 0.2
@@ -49,27 +51,42 @@ class CallCost:
 
     def learn(self, size: int, seconds: float, hop: float) -> None:
         """From a call that was answered, which used `hop` of its seconds outside the handler."""
-        mean = self._size
-        if not mean:
-            self._size = mean = float(size)
-            self.seconds, self.hop = seconds, hop
-        else:
+        if not self._size:
+            self._size, self.seconds, self.hop = size, seconds, hop
+        known = self.seconds
+        if seconds > known:
             most = _OUTLIER * (self.fixed + self.each * size)
-            if seconds > most:
-                seconds, hop = most, min(hop, _OUTLIER * self.hop)
-            larger, longer = size - mean, seconds - self.seconds
-            self.seconds = seconds = self.seconds + _WEIGHT * longer
-            self.hop += _WEIGHT * (hop - self.hop)
-            self._size = mean = mean + _WEIGHT * larger
-            self._variance = _KEPT * (self._variance + _WEIGHT * larger * larger)
-            self._covariance = _KEPT * (self._covariance + _WEIGHT * larger * longer)
-        self._largest = max(size, _FADE * self._largest)
-        self.seconds_each = most = seconds / mean
-        doubt = _SCATTER * mean * mean
-        assumed = most - self.hop / mean
+            if seconds > most > 0.0:
+                seconds, hop = most, min(hop, _OUTLIER * self.hop, most)
+        larger, longer = size - self._size, seconds - known
+        self.seconds = seconds = known + _WEIGHT * longer
+        self.hop = hop = self.hop + _WEIGHT * (hop - self.hop)
+        if larger or self._variance:
+            self._scatter(larger, longer)
+        if size != self._largest:
+            self._largest = max(size, _FADE * self._largest)
+        mean = self._size
+        self.seconds_each = seconds / mean
+        if self._variance:
+            self._draw_line()
+        else:
+            self.each = (seconds - hop) / mean
+            self.fixed = hop
+
+    def _scatter(self, larger: float, longer: float) -> None:
+        self._size += _WEIGHT * larger
+        self._covariance = _KEPT * (self._covariance + _WEIGHT * larger * longer)
+        self._variance = _KEPT * (self._variance + _WEIGHT * larger * larger)
+        if self._variance < _NOTHING * self._size * self._size:
+            self._size, self._variance, self._covariance = float(round(self._size)), 0.0, 0.0
+
+    def _draw_line(self) -> None:
+        size = self._size
+        doubt = _SCATTER * size * size
+        assumed = self.seconds_each - self.hop / size
         each = (self._covariance + doubt * assumed) / (self._variance + doubt)
-        self.each = each = 0.0 if each < 0.0 else min(each, most)
-        self.fixed = seconds - each * mean
+        self.each = each = 0.0 if each < 0.0 else min(each, self.seconds_each)
+        self.fixed = self.seconds - each * size
 
     def fitting(self, seconds: float, waiting: int) -> int:
         """How many of those that wait should share a call that is to take no longer than `seconds`; at least 1.

@@ -138,24 +138,20 @@ class Pool:
             return
         batcher.flights.remove(flight)
         self.in_flight -= 1
-        if not isinstance(answer, BaseException) and len(answer) != len(batch):
-            answer = ValueError(f"{len(answer)} outcomes for {len(batch)} predictions")
-        if not isinstance(answer, BaseException):
-            self._answer(flight, answer)
-        elif isinstance(answer, BatchRefused):
+        if isinstance(answer, BatchRefused):
             batcher.rest(batch, _REFUSED_PAUSE_S)
-        else:
+        elif isinstance(answer, BaseException):
             self._lost(flight, answer)
+        elif len(answer) != len(batch):
+            self._lost(flight, ValueError(f"{len(answer)} outcomes for {len(batch)} predictions"))
+        else:
+            waiting, launched = len(batcher), flight.launched
+            call = CallTiming(launched, self._clock(), answer[0].stages)
+            for pending, outcome in zip(batch, answer, strict=True):
+                pending.answer(outcome, _timing((launched - pending.enqueued, call)))
+            batcher.landed(len(batch), waiting, call)
         if self._line:
             self._schedule()
-
-    def _answer(self, flight: Flight, outcomes: list[Outcome]) -> None:
-        batcher, batch, launched = flight.batcher, flight.batch, flight.launched
-        waiting = len(batcher)
-        call = CallTiming(launched, self._clock(), outcomes[0].stages)
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            pending.answer(outcome, _timing((launched - pending.enqueued, call)))
-        batcher.landed(len(batch), waiting, call)
 
     def _lost(self, flight: Flight, error: BaseException) -> None:
         if not isinstance(error, BatchLost):

@@ -1,9 +1,12 @@
 """Slots, losses and refusals, with a backend that does as the test says."""
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from formats.envelope import Outcome, Prediction
+from formats.errors import NotFound
 from gateway.backends.backend import BatchLost, BatchRefused, Land
 from gateway.batcher import Batcher
 from gateway.pool import Pool
@@ -249,3 +252,55 @@ def test_a_backend_that_answers_twice_is_heard_once() -> None:
 
     assert bench.answers == {"a": "ok"}
     assert bench.pool.in_flight == 0
+
+
+def test_a_refused_batch_of_a_model_that_is_gone_is_answered_at_once() -> None:
+    bench = Bench(lambda _: BatchRefused("the model is not loaded"))
+    bench.submit("a")
+    bench.settle()
+
+    bench.batcher.retire(NotFound("model 'm' version 1 was removed"))
+    bench.submit("b")
+
+    assert bench.answers == {"a": "NotFound", "b": "NotFound"}
+
+
+def test_a_batch_that_comes_back_refused_from_a_model_that_is_gone_is_answered_at_once() -> None:
+    bench = Bench(lambda _: None)
+    bench.submit("a")
+    bench.settle()
+    bench.batcher.retire(NotFound("model 'm' version 1 was removed"))
+
+    bench.backend.running.pop()(BatchRefused("the model is not loaded"))
+
+    assert bench.answers == {"a": "NotFound"}
+
+
+def test_while_a_model_rests_after_a_refusal_others_run_and_its_own_deadlines_are_kept() -> None:
+    bench = Bench(lambda batch: BatchRefused("full") if "x" in batch else fine(batch))
+    other = bench.new_batcher()
+
+    bench.submit("x", deadline=0.05)
+    bench.submit("a", other)
+    bench.loop.run(until=0.052)
+
+    assert bench.answers == {"a": "ok", "x": "DeadlineExceeded"}
+    assert bench.backend.batches == ["x", "a", "x", "x"]
+
+
+def test_the_real_event_loop_serves_as_one() -> None:
+    async def answered() -> dict[str, str]:
+        bench = Bench(fine)
+        pool = Pool("p", PoolSettings(device="cpu"), bench.backend, time.monotonic)
+        batcher = Batcher(pool, clock=time.monotonic, limits=Batching(), max_queue=9, observer=Observed())
+        bench.submit("late", batcher, deadline=time.monotonic() + 0.01)  # not open yet
+        await asyncio.sleep(0.05)
+        batcher.open()
+        bench.submit("xyz", batcher, deadline=time.monotonic() + 60.0)
+        await asyncio.sleep(0.01)
+        return bench.answers
+
+    answers = asyncio.run(answered())
+
+    assert {answers[name] for name in "late"} == {"DeadlineExceeded"}
+    assert {answers[name] for name in "xyz"} == {"ok"}

@@ -243,8 +243,8 @@ class Batcher:
             enough, until = self._awaited, self._await_until
         if waiting >= enough or not waiting:
             return 0.0
-        if not self._rest_until:
-            until = min(until, self._queue[0].prediction.deadline - self.cost.of(waiting))
+        if not self._rest_until:  # leaves who is in a hurry a usual call more than the own one
+            until = min(until, self._queue[0].prediction.deadline - self.cost.of(waiting) - self.cost.seconds)
         if self._clock() >= until:
             self._rest_until = 0.0
             return 0.0

@@ -10,7 +10,7 @@ from functools import partial
 
 from formats.errors import BackendFailed, CorruptBundle, NotFound, NotReady, PenstockError
 from gateway.backends.backend import BatchLost, BatchRefused, answer_of
-from gateway.batcher import Batcher
+from gateway.batcher import Batcher, Memory
 from gateway.metrics import Metrics, Reading
 from gateway.pool import Pool
 from gateway.router import Deployment, Endpoint, Residence, Router, Variant, mode_named
@@ -73,10 +73,9 @@ class Catalog:
         self._pools = pools
         self._metrics = metrics
         self._clock = clock
+        self._memory = Memory(settings.max_pending_bytes)
         self._store = Store(settings.store)
         self._published: dict[str, list[str]] = {}
-        self._batchers: list[Batcher] = []
-        """Of all versions."""
         self._current: dict[str, str] = {}
         """The version that a model's own endpoint answers with."""
         self._pools_healthy: list[bool] = []
@@ -129,12 +128,6 @@ class Catalog:
             self._route()
         self._stale = False
 
-    def expire(self) -> None:
-        """Answer predictions whose deadline passed in a queue."""
-        for batcher in self._batchers:
-            if len(batcher):
-                batcher.expire()
-
     async def _admit(self, name: str, version: str) -> None:
         try:
             bundle = await asyncio.to_thread(self._store.open, name, version)
@@ -142,8 +135,7 @@ class Catalog:
             self.errors[name, version] = str(error)
             _log.error("not served: %s", error)
             return
-        served = self.versions[name, version] = self._place(bundle)
-        self._batchers += served.batchers
+        self.versions[name, version] = self._place(bundle)
 
     def _place(self, bundle: Bundle) -> ServedVersion:
         """Decide which pools may serve each mode, by the configuration's placement or the manifest's."""
@@ -175,6 +167,7 @@ class Catalog:
             limits=manifest.modes[mode].batching,
             max_queue=self._settings.max_queue,
             observer=self._metrics.batch_observer(manifest.name, manifest.version, mode, pool.name),
+            memory=self._memory,
         )
 
     def _wanted(self) -> Iterator[ServedVersion]:
@@ -250,12 +243,11 @@ class Catalog:
             version = self.versions.pop(key)
             _log.info("%s version %s was removed from the store", *key)
             for batcher in version.batchers:
-                batcher.fail(NotFound(f"model '{key[0]}' version {key[1]} was removed"))
+                batcher.retire(NotFound(f"model '{key[0]}' version {key[1]} was removed"))
             for residence in version.residences:
                 task = asyncio.create_task(residence.pool.backend.unload(*key))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        self._batchers = [batcher for version in self.versions.values() for batcher in version.batchers]
 
     def _route(self) -> None:
         """Give the router new tables."""
@@ -317,6 +309,8 @@ class Catalog:
                     yield "penstock_queue_depth", "Predictions waiting", labels, values, len(batcher)
                     ready = float(residence.state == "ready")
                     yield "penstock_model_ready", "Loaded, and its golden request answered", labels, values, ready
+        held = self._memory.held
+        yield "penstock_pending_bytes", "Bodies and tensors of predictions not answered yet", (), (), held
         for pool in self._pools.values():
             name_ = ("pool",)
             yield "penstock_pool_in_flight", "Batches running", name_, (pool.name,), pool.in_flight

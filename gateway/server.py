@@ -248,12 +248,10 @@ class Gateway:
         self._servers.append(server)
 
     async def _tick(self) -> None:
-        """Time-outs of queues, of running batches and of connections; and slots that a restarted worker gave back."""
+        """Time-outs of connections; and slots that a restarted worker gave back."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self.catalog.expire()
             for pool in self._pools.values():
-                pool.expire()
                 pool.pump()
             now = time.monotonic()
             self._grpc.enforce(now)

@@ -201,6 +201,9 @@ class Settings(BaseSettings):
     """What the headers `X-Request-Timeout` and `Request-Timeout`, by which HTTP clients set a deadline, count in."""
     max_queue: Annotated[int, Field(ge=1)] = 2048
     """Predictions that may wait per model version and mode before new ones are refused."""
+    max_pending_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    """Bodies and tensors of all predictions that are not answered yet, before new ones are refused. One alone always
+    may come: `max_body_bytes` limits that."""
     drain_timeout_s: Seconds = 25.0
     """After SIGTERM: how long accepted requests may take to finish (platforms kill after 30 s)."""
     drain_linger_s: Annotated[float, Field(ge=0)] = 0.5

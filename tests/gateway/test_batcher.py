@@ -1,16 +1,20 @@
 """The queue of one model version and mode, with a clock that only moves when told."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 
-from formats.envelope import Outcome, Prediction
-from formats.errors import NotReady
-from gateway.batcher import Batcher, Pending
+from formats.envelope import Outcome, Prediction, Tensor
+from formats.errors import NotFound, NotReady
+from gateway.batcher import Batcher, Memory, Pending, Timer
 from gateway.timing import CallTiming, Timing
 from model_store.manifest import Batching
 from tests.gateway.observed import Observed
+from tests.gateway.virtual_loop import VirtualLoop
 
 
 @dataclass
@@ -23,7 +27,9 @@ class Bench:
     offers: int = 0
     limits: Batching | None = None
     seen: Observed = field(default_factory=Observed)
+    memory: Memory = field(default_factory=lambda: Memory(10**9))
     answers: dict[str, list[str]] = field(default_factory=dict)
+    loop: VirtualLoop = field(default_factory=VirtualLoop)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(
@@ -32,6 +38,7 @@ class Bench:
             limits=self.limits or Batching(max_batch_size=self.max_batch_size),
             max_queue=self.max_queue,
             observer=self.seen,
+            memory=self.memory,
         )
         self.batcher.open()
 
@@ -41,10 +48,13 @@ class Bench:
     def offer(self, batcher: Batcher) -> None:  # noqa: ARG002
         self.offers += 1
 
-    def submit(self, names: str, deadline: float = 60.0) -> None:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        return self.loop.call_later(delay_s, callback)
+
+    def submit(self, names: str, deadline: float = 60.0, body: bytes = b"") -> None:
         for name in names:
             self.batcher.submit(
-                Prediction("m", "1", request_id=name, deadline=deadline),
+                Prediction("m", "1", body, request_id=name, deadline=deadline),
                 partial(self._answered, name),
             )
 
@@ -53,7 +63,7 @@ class Bench:
 
     def learn(self, seconds_each: float) -> None:
         """As after a call of one prediction that took so long."""
-        self.batcher.landed(1, CallTiming(0.0, seconds_each, None))
+        self.batcher.landed(1, 0, CallTiming(0.0, seconds_each, None))
 
 
 def names(batch: list[Pending]) -> str:
@@ -89,6 +99,65 @@ def test_the_wait_of_the_oldest_is_observed() -> None:
     assert bench.seen.waits == [3.0]
 
 
+def test_who_has_less_time_is_taken_first() -> None:
+    bench = Bench()
+    bench.submit("ab", deadline=9.0)
+    bench.submit("c", deadline=3.0)
+    bench.submit("d", deadline=4.0)
+
+    assert names(bench.take()) == "cdab"
+
+
+def test_who_has_waited_ten_seconds_is_not_overtaken() -> None:
+    bench = Bench()
+    bench.submit("a", deadline=60.0)
+    bench.now = 9.0
+    bench.submit("b", deadline=60.0)
+    bench.submit("c", deadline=11.0)
+
+    assert names(bench.take()) == "acb"
+
+
+def test_what_nobody_has_answered_is_bounded_in_bytes() -> None:
+    bench = Bench(memory=Memory(250))
+    bench.submit("abc", body=bytes(100))
+    assert bench.answers == {"c": ["Overloaded"]}
+
+    batch = bench.take()
+    bench.submit("d", body=bytes(100))
+    assert bench.answers["d"] == ["Overloaded"]  # on its way, and still held
+    for pending in batch:
+        pending.answer(Outcome())
+
+    bench.submit("e", body=bytes(400))  # alone, whatever its size
+    assert names(bench.take()) == "e"
+
+
+def test_tensors_count_by_their_data() -> None:
+    bench = Bench(memory=Memory(250))
+    tensors = (Tensor("x", "FP32", (50,), bytes(200)), Tensor("y", "FP32", (10,), bytes(40)))
+
+    bench.batcher.submit(Prediction("m", "1", tensors=tensors), lambda *_: None)
+
+    assert bench.memory.held == 240
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_queue": 1}, "limit: max_queue"),
+        ({"memory": Memory(10)}, "100 bytes .* 100 more .* max_pending_bytes"),
+    ],
+)
+def test_a_refusal_names_the_limit(limits: dict[str, Any], expected: str) -> None:
+    bench, said = Bench(**limits), []
+    bench.submit("a", body=bytes(100))
+
+    bench.batcher.submit(Prediction("m", "1", bytes(100)), lambda outcome, _: said.append(outcome.error_message))
+
+    assert re.search(expected, said[0])
+
+
 def test_one_too_many_is_refused_as_overload() -> None:
     bench = Bench(max_queue=2)
 
@@ -118,6 +187,19 @@ def test_waiting_past_the_deadline_is_answered_without_being_taken() -> None:
 
     assert bench.answers == {"a": ["DeadlineExceeded"], "b": ["DeadlineExceeded"]}
     assert len(bench.batcher) == 1
+
+
+def test_an_answer_to_the_late_may_bring_the_next_request() -> None:
+    """A connection that has sent several at once goes on with the next when the first is answered."""
+    bench = Bench()
+    again = partial(bench.submit, "n", deadline=9.0)
+    bench.batcher.submit(Prediction("m", "1", deadline=1.0), lambda *_: again())
+    bench.submit("b", deadline=8.0)
+    bench.now = 2.0
+
+    bench.batcher.expire()
+
+    assert names(bench.take()) == "bn"
 
 
 def test_an_answer_is_delivered_once() -> None:
@@ -175,6 +257,20 @@ def test_a_failing_model_answers_everything_that_waits() -> None:
     assert len(bench.batcher) == 0
 
 
+def test_a_model_that_is_gone_answers_what_waits_what_comes_back_and_what_still_comes() -> None:
+    bench = Bench()
+    bench.submit("a")
+    batch = bench.take()
+    bench.submit("b")
+
+    bench.batcher.retire(NotFound("gone"))
+    bench.batcher.put_back(batch)
+    bench.submit("c")
+
+    assert bench.answers == {"a": ["NotFound"], "b": ["NotFound"], "c": ["NotFound"]}
+    assert bench.take() == []
+
+
 def test_an_answer_that_cannot_be_written_becomes_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """A neighbour's broken answer must not stop the loop that hands out a batch's answers."""
     said = []
@@ -184,7 +280,7 @@ def test_an_answer_that_cannot_be_written_becomes_an_error(caplog: pytest.LogCap
         if outcome.ok:
             raise TypeError("cannot be written")
 
-    Pending(Prediction("m", "1", request_id="x"), deliver, 0.0).answer(Outcome())
+    Pending(Prediction("m", "1", request_id="x"), deliver, 0.0, 0.0, 0, Memory(0)).answer(Outcome())
 
     assert said == ["", "BackendFailed"]
     assert "request x" in caplog.text
@@ -241,10 +337,21 @@ def test_only_bodies_of_like_length_share_a_batch_and_none_is_overtaken_by_its_o
     assert [names(bench.take()) for _ in range(4)] == ["abc", "LK", "MN", ""]
 
 
-def test_the_mean_follows_what_calls_take() -> None:
-    bench = Bench()
-    for _ in range(30):
-        bench.learn(0.01)
-    bench.batcher.landed(10, CallTiming(1.0, 1.01, None))
+def test_who_is_late_even_alone_does_not_cut_the_batch_of_the_others() -> None:
+    bench = Bench(max_batch_size=10)
+    bench.learn(0.02)
+    bench.submit("a", deadline=0.01)
+    bench.submit("bcd", deadline=9.0)
 
-    assert bench.batcher.seconds_each == pytest.approx(0.01 + 0.2 * (0.001 - 0.01))
+    assert names(bench.take()) == "abcd"
+
+
+def test_who_is_passed_over_for_its_length_still_gets_its_own_call_in_time() -> None:
+    """At 10 ms each, the long one needs 10 of its 45 ms for itself: three short ones may go before it."""
+    bench = Bench(limits=Batching(max_batch_size=10, bucket_bytes=[10]))
+    bench.learn(0.01)
+    bench.submit("a", deadline=0.04)
+    bench.submit("L", deadline=0.045, body=bytes(100))
+    bench.submit("bcde", deadline=9.0)
+
+    assert [names(bench.take()), names(bench.take())] == ["abc", "L"]

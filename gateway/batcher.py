@@ -140,6 +140,9 @@ class Observer(Protocol):
     def landed(self, call: CallTiming) -> None:
         """It is back."""
 
+    def answered(self, total_s: float, timing: Timing) -> None:
+        """One of its predictions is answered, so many seconds after it came in; see `gateway.timing.Keeper`."""
+
 
 class Batcher:
     """The queue of one model version and mode on one pool. Not thread-safe: it lives on the event loop."""
@@ -164,7 +167,7 @@ class Batcher:
         self._max_size, self._max_seconds = limits.max_batch_size, limits.max_batch_seconds
         self._bounds = limits.bucket_bytes
         self._max_queue = max_queue
-        self._observer = observer
+        self.observer = observer
         self._memory = Memory(_NEVER) if memory is None else memory
         self._queue: deque[Pending] = deque()
         """The next first: by `due`, and by arrival where that is the same."""
@@ -270,7 +273,7 @@ class Batcher:
         if batch:
             if reason is None:  # nothing more was waiting
                 reason = "awaited" if self._awaited and self._awaited == self._enough else "idle"
-            self._observer.released(len(batch), reason, now - batch[0].enqueued)
+            self.observer.released(len(batch), reason, now - batch[0].enqueued)
         self._enough, self._awaited = _NEVER, 0
         return batch
 
@@ -281,7 +284,7 @@ class Batcher:
             self._await(size, waiting)
         else:
             self._await_until = 0.0
-        self._observer.landed(call)
+        self.observer.landed(call)
 
     def put_back(self, batch: list[Pending]) -> None:
         """Return an unanswered batch to the front, in its order."""

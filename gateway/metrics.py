@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from math import inf
@@ -39,14 +38,13 @@ class _Distribution:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
         self.unsorted: list[float] = []
-        """Values that wait for `sort`: sorted by hundreds, each takes a fraction of what `observe` takes."""
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
+        """Values that wait for `sort`: by hundreds, each takes a fraction of what it would take at once. Whoever
+        appends sees to it that they do not become many more than that."""
 
     def sort(self) -> None:
         """Count what was put aside. A duration that clocks made negative is 0."""
+        if not self.unsorted:
+            return
         values = np.maximum(self.unsorted, 0.0)
         self.unsorted.clear()
         places = np.searchsorted(self._bounds, values)
@@ -76,8 +74,7 @@ class _Distributions(Collector):
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for values, cell in self._cells.items():
-            if cell.unsorted:
-                cell.sort()
+            cell.sort()
             family.add_metric(values, cell.buckets(), cell.sum)
         yield family
 
@@ -150,7 +147,10 @@ class Metrics:
 
         `endpoint` must be a known name or empty, never what a client made up.
         """
-        self._seconds.labels(protocol, endpoint, code).observe(seconds)
+        cell = self._seconds.labels(protocol, endpoint, code)
+        cell.unsorted.append(seconds)
+        if len(cell.unsorted) > _MAX_UNSORTED:
+            cell.sort()
         if timing is not None and (keeper := timing.call.keeper) is not None:
             keeper.answered(seconds, timing)
 
@@ -178,27 +178,27 @@ class BatchObserver:
         self._reasons = {reason: metrics.batches.labels(*labels, reason) for reason in get_args(Reason)}
         self._oldest = metrics.queue_seconds.labels(*labels)
         stages = ("gateway", "queue", "batch", *Stages._fields, "hop")
-        cells = (metrics.stage_seconds.labels(*labels, stage) for stage in stages)
+        cells = [metrics.stage_seconds.labels(*labels, stage) for stage in stages]
         self._gateway, self._queue, self._batch, self._pre, self._graph, self._post, self._hop = cells
+        self._cells = [self._size, self._oldest, *cells]
 
     def released(self, size: int, reason: Reason, waited_s: float) -> None:
-        self._size.observe(size)
+        self._size.unsorted.append(size)
         self._reasons[reason].value += 1
-        self._oldest.observe(waited_s)
+        self._oldest.unsorted.append(waited_s)
+        if len(self._oldest.unsorted) > _MAX_UNSORTED or len(self._queue.unsorted) > _MAX_UNSORTED:
+            for cell in self._cells:
+                cell.sort()
 
     def landed(self, call: CallTiming) -> None:
-        call.keeper = self
-        if len(self._queue.unsorted) > _MAX_UNSORTED:
-            self._queue.sort()
-            self._gateway.sort()
-        self._batch.observe(call.landed - call.launched)
+        self._batch.unsorted.append(call.landed - call.launched)
         if call.stages is None:
             return
         pre, graph, post = call.stages
-        self._pre.observe(pre)
-        self._graph.observe(graph)
-        self._post.observe(post)
-        self._hop.observe(call.hop)
+        self._pre.unsorted.append(pre)
+        self._graph.unsorted.append(graph)
+        self._post.unsorted.append(post)
+        self._hop.unsorted.append(call.hop)
 
     def answered(self, total_s: float, timing: Timing) -> None:
         """A prediction of one of these calls is answered."""

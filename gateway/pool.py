@@ -146,7 +146,7 @@ class Pool:
             self._lost(flight, ValueError(f"{len(answer)} outcomes for {len(batch)} predictions"))
         else:
             waiting, launched = len(batcher), flight.launched
-            call = CallTiming(launched, self._clock(), answer[0].stages)
+            call = CallTiming(launched, self._clock(), answer[0].stages, batcher.observer)
             for pending, outcome in zip(batch, answer, strict=True):
                 pending.answer(outcome, _timing((launched - pending.enqueued, call)))
             batcher.landed(len(batch), waiting, call)

@@ -20,13 +20,13 @@ class CallTiming:
 
     __slots__ = ("_text", "hop", "keeper", "landed", "launched", "stages")
 
-    def __init__(self, launched: float, landed: float, stages: Stages | None) -> None:
+    def __init__(self, launched: float, landed: float, stages: Stages | None, keeper: Keeper | None = None) -> None:
         self.launched = launched
         self.landed = landed
         self.stages = stages
         self.hop = max(landed - launched - sum(stages or ()), 0.0)
         """Seconds of the call that the handler did not use: the way there and back, and waiting on the other side."""
-        self.keeper: Keeper | None = None
+        self.keeper = keeper
         self._text = b""
 
     @property

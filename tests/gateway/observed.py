@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from gateway.batcher import Reason
-from gateway.timing import CallTiming
+from gateway.timing import CallTiming, Timing
 
 
 @dataclass
@@ -20,3 +20,6 @@ class Observed:
 
     def landed(self, call: CallTiming) -> None:
         self.calls.append(call)
+
+    def answered(self, total_s: float, timing: Timing) -> None:
+        """Nobody asks for it here: it is the front doors that tell."""

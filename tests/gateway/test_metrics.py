@@ -92,6 +92,16 @@ def test_the_split_of_every_prediction_is_kept(live: LiveGateway, predict: Any, 
     assert seconds["batch"] == pytest.approx(inside, abs=1e-6)
 
 
+def test_the_split_is_kept_of_what_comes_over_http_too(live: LiveGateway, http: httpx.Client, png: bytes) -> None:
+    before = stages(scrape(live), "count")
+
+    for _ in range(600):  # more than are put aside before they are sorted
+        http.post("/invocations", content=png, headers={"content-type": "image/png"})
+
+    after = stages(scrape(live), "count")
+    assert [after[stage] - before.get(stage, 0) for stage in ("gateway", "queue", "batch")] == [600, 600, 600]
+
+
 def test_what_reaches_no_backend_has_no_stages(live: LiveGateway, predict: Any) -> None:
     before = scrape(live)
 

@@ -135,7 +135,7 @@ def test_stages_and_reasons_are_counted(live: LiveGateway, png: bytes) -> None:
     assert {stage for stage, _ in counts} == set(PARTS)
     of_calls = {float(count) for stage, count in counts if stage in PARTS[2:]}
     assert len(of_calls) == 1
-    assert set(reasons) == {"full", "idle", "deadline", "retry"}
+    assert set(reasons) == {"full", "idle", "awaited", "deadline", "retry"}
     assert sum(map(float, reasons.values())) >= of_calls.pop()
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from uvicorn.server import ServerState
 
+from gateway.busy_poll import BusyPoll
+from gateway.listening import asgi_config
+from gateway.metrics import Metrics
+from gateway.rest.front_door import Door, FrontDoor
+from gateway.router import Router
+from gateway.settings import Settings
 from tests.bundles import image_png, publish_tiny
 from tests.gateway.live import LiveGateway, eventually, serving
 from tests.gateway.rest.wire import PING, POOL, Wire, assert_right, head, picture, post
@@ -238,6 +247,30 @@ def _takes(wire: Wire) -> bool:
     time.sleep(0.1)
     wire.send(b"x")
     return wire.answer().status == 400  # no picture
+
+
+def test_what_waits_behind_an_unanswered_request_is_let_go_with_its_connection() -> None:
+    async def never(_scope: object, _receive: object, _send: object) -> None:
+        await asyncio.Event().wait()
+
+    async def held() -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        door = Door(Settings(), Router(), Metrics(), BusyPoll(loop, 0.0))
+        connection = FrontDoor(asgi_config(never), ServerState(), door)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            await loop.connect_accepted_socket(lambda: connection, ours)
+            theirs.sendall(PING + post(1) + post(1))
+            while len(connection.pipeline) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            before = door.held_bytes
+            connection.transport.abort()
+            await asyncio.sleep(0.05)
+        for task in connection.tasks:
+            task.cancel()
+        return before, door.held_bytes
+
+    assert asyncio.run(asyncio.wait_for(held(), 10)) == (2 * len(image_png(picture(1))), 0)
 
 
 # connections

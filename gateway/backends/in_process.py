@@ -39,8 +39,10 @@ _LONG_S = 0.005
 _WARY = 100
 """... keeps its model on the thread for so many times as long: where the work depends on what is asked (a loop, a
 picture's true size), that holds up the loop for one part in a hundred at most."""
-_FRESH_S = 0.0005
-"""How old the last reading of the processor clock may be; each costs 0.4 us, too much for every call."""
+_FRESH_S = 0.005
+"""How old the last reading of the processor clock may be: what held up the loop for longer than this is always known
+for what it is. Each reading costs a microsecond, and several where other threads want the cores: too much for
+every call."""
 _WEIGHT = 0.2
 
 

@@ -48,6 +48,7 @@ class Pool:
         backend: where the batches run.
         clock: seconds that deadlines are counted in.
         loop: the event loop, asked for when it is needed; by default the running one.
+        lone: tells when only one client asks, one thing after the other: nobody can be about to join it in a batch.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Pool:
         backend: Backend,
         clock: Callable[[], float],
         loop: Callable[[], Loop] = asyncio.get_running_loop,
+        lone: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -66,8 +68,10 @@ class Pool:
         """Batches that run now."""
         self._clock = clock
         self._loop = loop
+        self._lone = lone
         self._line: deque[Batcher] = deque()
         self._pump_scheduled = False
+        self._pumping = False
         self._look_at = inf
         """When the next timer looks whether one that was held back may go."""
 
@@ -76,7 +80,10 @@ class Pool:
         if not batcher.in_line:
             batcher.in_line = True
             self._line.append(batcher)
-        self._schedule()
+        if self._pumping or self._pump_scheduled or not self._lone():
+            self._schedule()
+        else:
+            self.pump()
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Never early; late by what the event loop's timers are."""
@@ -84,7 +91,7 @@ class Pool:
 
     def pump(self) -> None:
         """Fill the free slots."""
-        self._pump_scheduled = False
+        self._pump_scheduled, self._pumping = False, True
         line, held = self._line, []
         while line and (free := self.backend.capacity - self.in_flight) > 0:
             batcher = line.popleft()
@@ -101,6 +108,7 @@ class Pool:
                 self._launch(batcher, batch)
         if held:
             line.extendleft(reversed(held))
+        self._pumping = False
 
     def _schedule(self) -> None:
         # at the end of this turn of the loop, so that all that arrived in it can share a batch

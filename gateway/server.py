@@ -74,10 +74,10 @@ class Gateway:
         self._run_dir = Path(settings.run_dir or tempfile.mkdtemp(prefix="penstock-"))
         self._metrics = Metrics()
         pools = settings.pools or default_pools(settings.processes)
+        self._poll = poll = BusyPoll(asyncio.get_running_loop(), settings.busy_poll_us * 1e-6)
         self._pools = {name: self._build_pool(name, pool) for name, pool in pools.items()}
         self.catalog = Catalog(settings, self._pools, self._metrics, time.monotonic)
         self.readiness = Readiness(self.catalog, self._pools)
-        poll = BusyPoll(asyncio.get_running_loop(), settings.busy_poll_us * 1e-6)
         self._door = Door(settings, self.catalog.router, self._metrics, poll)
         self._predictor = Predictor(settings, self.catalog.router, self._metrics)
         self._grpc = GrpcFront(settings, self._predictor, self.readiness, poll, reuse_port=admin_socket is not None)
@@ -209,9 +209,8 @@ class Gateway:
         run_dir = self._run_dir / name
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         factory = find_backend(settings.backend)
-        return Pool(
-            name, settings, factory(name, settings, run_dir, partial(self._metrics.event, name)), time.monotonic
-        )
+        backend = factory(name, settings, run_dir, partial(self._metrics.event, name))
+        return Pool(name, settings, backend, time.monotonic, lone=lambda: self._poll.lone)
 
     async def _start_pool(self, pool: Pool) -> None:
         await pool.backend.start()

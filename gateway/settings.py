@@ -212,7 +212,7 @@ class Settings(BaseSettings):
     """How often the store is looked at for newly published versions."""
     server_timing: bool = True
     """Tell clients where the time went (`Server-Timing`)."""
-    busy_poll_us: Annotated[int, Field(ge=0, le=1000)] = 50
+    busy_poll_us: Annotated[int, Field(ge=0, le=1000)] = 200
     """Requests that follow answers within so many microseconds, on the mean, are looked for instead of slept for; see
     `gateway.busy_poll`. 0 always sleeps."""
     run_dir: Path | None = None

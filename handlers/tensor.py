@@ -71,8 +71,8 @@ def _array(spec: TensorSpec, value: Any) -> Array:
     element = _ELEMENTS[spec.datatype]
     shape, values = _flatten(spec, value)
     # by hand, for numpy's own guess turns true into 1 and 1 into "1"
-    foreign = set(map(type, values)) - element.types
-    if foreign:
+    if not element.types.issuperset(map(type, values)):
+        foreign = set(map(type, values)) - element.types
         found = ", ".join(sorted(_JSON_NAMES.get(kind, kind.__name__) for kind in foreign))
         raise InvalidBody(f"field '{spec.name}': holds {found}; expected {spec.datatype} of shape {spec.shape}")
     dtype = element.dtype
@@ -86,7 +86,7 @@ def _array(spec: TensorSpec, value: Any) -> Array:
             raise InvalidBody(f"field '{spec.name}': a value is too large for {spec.datatype}") from error
         limits = np.iinfo(dtype)
         raise InvalidBody(f"field '{spec.name}': a value is outside {limits.min} to {limits.max}") from error
-    return np.frombuffer(packed, dtype).reshape(shape)
+    return np.ndarray(shape, dtype, packed)
 
 
 def _flatten(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
@@ -94,15 +94,22 @@ def _flatten(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
     shape: list[int] = []
     level = [value]
     for expected in spec.shape:
-        if set(map(type, level)) != {list}:
-            raise InvalidBody(f"field '{spec.name}': shape {shape} or ragged rows, expected {spec.shape}")
-        lengths = set(map(len, level))
-        shape.append(lengths.pop())
-        if lengths:
-            raise InvalidBody(f"field '{spec.name}': rows of different lengths; expected shape {spec.shape}")
+        if len(level) == 1:  # a single row, nearly always: no need of sets
+            (inner,) = level
+            if type(inner) is not list:
+                raise InvalidBody(f"field '{spec.name}': shape {shape} or ragged rows, expected {spec.shape}")
+            shape.append(len(inner))
+        else:
+            if set(map(type, level)) != {list}:
+                raise InvalidBody(f"field '{spec.name}': shape {shape} or ragged rows, expected {spec.shape}")
+            lengths = set(map(len, level))
+            shape.append(lengths.pop())
+            if lengths:
+                raise InvalidBody(f"field '{spec.name}': rows of different lengths; expected shape {spec.shape}")
+            inner = list(chain.from_iterable(level))
         if expected not in (-1, shape[-1]):
             raise InvalidBody(f"field '{spec.name}': shape {shape} or ragged rows, expected {spec.shape}")
-        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
+        level = inner
     if level and type(level[0]) is list:
         found = [*shape, len(level[0])]
         raise InvalidBody(f"field '{spec.name}': shape {found} or ragged rows, expected {spec.shape}")

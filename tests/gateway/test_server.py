@@ -100,6 +100,8 @@ TABLES_AND_TYPES = {
     "gateway.timing",
     "gateway.rest.routes",  # a lookup in the table of routes
     "gateway.rest.exchange",  # the types Request and Response, and their encoding
+    "gateway.rest.heads",  # a lookup in the table of heads
+    "gateway.call_cost",  # what calls cost so far
     "gateway.settings",  # fields
     "gateway.metrics",  # counts what passes, changes nothing
     "gateway.status",  # the table of statuses

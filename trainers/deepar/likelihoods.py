@@ -51,7 +51,8 @@ class Likelihood(nn.Module):
         self.num_parameters = _NUM_PARAMETERS[kind]
         self.num_noise = _NUM_NOISE[kind]
         self.scaled = kind != "beta"
-        self.log_factorial = nn.Buffer(torch.lgamma(torch.arange(_TABLE) + 1.0), persistent=False)
+        self.numbers = nn.Buffer(torch.arange(_TABLE, dtype=torch.float32), persistent=False)
+        self.log_factorial = nn.Buffer(torch.lgamma(self.numbers + 1.0), persistent=False)
 
     def parameters_of(self, raw: list[Tensor]) -> list[Tensor]:
         """What the network gives, made fit: mean, deviation, degrees of freedom (> 2), shape."""
@@ -129,8 +130,7 @@ class Likelihood(nn.Module):
         The second is Cornish and Fisher's expansion to 1 / sqrt(rate); its error at 24 is below 0.1 of a count.
         """
         small = rate.clamp(1e-30, _LARGE_RATE)
-        numbers = torch.arange(_TABLE, device=rate.device, dtype=rate.dtype)
-        log_chances = numbers * torch.log(small).unsqueeze(-1) - small.unsqueeze(-1) - self.log_factorial
+        log_chances = self.numbers * torch.log(small).unsqueeze(-1) - small.unsqueeze(-1) - self.log_factorial
         counts = (first.unsqueeze(-1) > torch.cumsum(torch.exp(log_chances), dim=-1)).to(rate.dtype).sum(dim=-1)
         z = _normal(first, second)
         large = rate + torch.sqrt(rate) * z + (z * z - 1) / 6

@@ -127,7 +127,7 @@ def test_a_series_of_nothing_has_the_default_scale() -> None:
     target[1, 0] = 6.0
 
     assert model.scale_of(target, observed).flatten().tolist() == [2.0, 1.0]
-    assert model.scale_of(target, torch.zeros(2, CONTEXT)).flatten().tolist() == [2.0, 2.0]
+    assert model.scale_of(torch.zeros(2, CONTEXT), torch.zeros(2, CONTEXT)).flatten().tolist() == [2.0, 2.0]
     assert network(likelihood="beta").scale_of(target, observed).flatten().tolist() == [1.0, 1.0]
 
 

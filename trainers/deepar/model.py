@@ -197,7 +197,12 @@ class Network(nn.Module):
         return torch.cat(parts, dim=1)
 
     def losses(
-        self, target_NT: Tensor, observed_NT: Tensor, features_NTF: Tensor, category_NK: Tensor | None
+        self,
+        target_NT: Tensor,
+        observed_NT: Tensor,
+        features_NTF: Tensor,
+        category_NK: Tensor | None,
+        part: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss of every step of windows of context and prediction, unrolled as one; (N, C + P).
 
@@ -208,6 +213,7 @@ class Network(nn.Module):
             observed_NT: (N, C + P) float32, 1 where the target is known; others have loss 0.
             features_NTF: (N, C + P, F) float32.
             category_NK: (N, K) int64.
+            part: of a batch that several processes share; see `unroll`.
         """
         sizes = self.sizes
         longest, context = sizes.lags[-1], sizes.context_length
@@ -218,7 +224,7 @@ class Network(nn.Module):
         output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
         share = sizes.dropout_rate if self.training else 0.0
         for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
-            output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
+            output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share, part)
         restless_N1 = self.restlessness_of(scaled_NT[:, longest : longest + context], observed_NT[:, :context])
         layers_NTK = self.head(output_TNH).transpose(0, 1) * self.units_of(restless_N1)[:, None]
         always_NK = restless_N1 * self.restless

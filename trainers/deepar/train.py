@@ -257,7 +257,7 @@ class Learner:
         wanted, began = self._wanted, time.perf_counter()
         self._trained.train()
         random = np.random.default_rng((wanted.seed, epoch))
-        torch.manual_seed(wanted.seed * 1_000_003 + epoch * 1009 + self._world.rank)  # zoneout draws from it
+        torch.manual_seed(wanted.seed * 1_000_003 + epoch * 1009)  # zoneout draws from it
         numbers, begins = data.visits(
             self._trained_lengths, wanted.mini_batch_size, wanted.context_length, wanted.prediction_length, random
         )
@@ -276,7 +276,8 @@ class Learner:
             windows = self._cut(some[places], begin[places])
             observed_NT = windows[1]
             everywhere = self._world.sum(observed_NT.sum()).clamp(min=1)
-            losses_NT, fixed_N1 = self._trained(*windows)
+            part = (int(places[0]) if len(places) else 0, len(some))
+            losses_NT, fixed_N1 = self._trained(part, *windows)
             loss = losses_NT.sum()
             self._optimizer.zero_grad(set_to_none=True)
             # gradients are averaged over processes, and each has its part of the sum alone
@@ -353,9 +354,14 @@ class _Losses(nn.Module):
         self.network = network
 
     def forward(
-        self, target_NT: Tensor, observed_NT: Tensor, features_NTF: Tensor, category_NK: Tensor | None = None
+        self,
+        part: tuple[int, int],
+        target_NT: Tensor,
+        observed_NT: Tensor,
+        features_NTF: Tensor,
+        category_NK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self.network.losses(target_NT, observed_NT, features_NTF, category_NK)
+        return self.network.losses(target_NT, observed_NT, features_NTF, category_NK, part)
 
 
 def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:

@@ -70,8 +70,8 @@ def with_fields(number: int, series: Series) -> Series:
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    """The same global batch in two halves, with categories and features; without zoneout nothing is drawn apart."""
-    given, values = channels(tmp_path, with_fields), VALUES | {"epochs": 3, "dropout_rate": 0.0}
+    """The same global batch in two halves, with categories, features and zoneout."""
+    given, values = channels(tmp_path, with_fields), VALUES | {"epochs": 3, "dropout_rate": 0.2, "num_layers": 2}
     run(given, values, tmp_path / "one")
     status, log = run(given, values, tmp_path / "two", "", *TORCHRUN)
 
@@ -83,20 +83,6 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     weights, others = (load(tmp_path / name / "model" / "model.pt") for name in ("two", "one"))
     for name, value in weights.items():
         assert value.numpy() == pytest.approx(others[name].numpy(), rel=5e-3, abs=5e-3), name
-
-
-def test_two_processes_with_zoneout_learn_as_well_as_one(tmp_path: Path) -> None:
-    """Each draws the units that stay for its own half, so that curves are alike and not the same."""
-    given, values = channels(tmp_path, with_fields), VALUES | {"epochs": 6, "dropout_rate": 0.2}
-    run(given, values, tmp_path / "one")
-    status, log = run(given, values, tmp_path / "two", "", *TORCHRUN)
-
-    assert status == 0, log
-    ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
-    assert [row["train:loss"] for row in ours[:-1]] == pytest.approx(
-        [row["train:loss"] for row in theirs[:-1]], abs=0.15
-    )
-    assert ours[-1]["test:mean_wQuantileLoss"] == pytest.approx(theirs[-1]["test:mean_wQuantileLoss"], rel=0.2)
 
 
 SHARDS = """

@@ -319,7 +319,7 @@ class Learner:
         return evaluate(self.network, self._frequency, test, self._wanted)
 
     def model_state(self) -> dict[str, Tensor]:
-        """The mean of the latest weights: it forecasts better than any of them; see docs/adr/0010."""
+        """The mean of the latest weights: it forecasts better than any of them; see docs/adr/0008."""
         return {name: each.detach().cpu().clone() for name, each in (self.network.state_dict() | self._means).items()}
 
     def state(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ _OBJECTIVE = "loss_without_scales"
 _LONGEST_GRADIENT = 10.0
 _FASTER = 5.0
 _MODERATE_RATE = 0.005
+_LOWEST = 0.3
 _STEPS_AT_ONCE = 2**20
 _FIRST_WINDOWS, _FIRST_STEPS, _FEWEST_FIRST = 1000, 100_000, 10
 _AVERAGED = 9.0
@@ -365,12 +366,14 @@ class _Losses(nn.Module):
 
 
 def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:
-    """Along a cosine to 0, from five times the hyperparameter where that is a moderate rate.
+    """Along a cosine, from five times the hyperparameter where that is a moderate rate, to 0.3 of where it began.
 
-    The original's is constant, and takes many more epochs to as good forecasts; see docs/benchmarks/deepar.md.
+    The original's is constant, and takes many more epochs to as good forecasts; see docs/benchmarks/deepar.md. It need
+    not fall to 0: the noise of late steps is averaged out of the weights, and until then leads further (ADR 8).
     """
     highest = max(wanted.learning_rate, min(_FASTER * wanted.learning_rate, _MODERATE_RATE))
-    return highest * 0.5 * (1 + math.cos(math.pi * min(epochs_done / wanted.epochs, 1.0)))
+    fallen = 0.5 * (1 + math.cos(math.pi * min(epochs_done / wanted.epochs, 1.0)))
+    return highest * (_LOWEST + (1 - _LOWEST) * fallen)
 
 
 def _default_scales(series: SeriesSet, lengths: NDArray[np.int64]) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def laws(likelihood: str) -> Any:
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "student-T", "negative-binomial", "beta", "deterministic-L1"])
 def test_forecasts_are_nearly_as_good_as_the_law_that_the_data_are_of(tmp_path: Path, likelihood: str) -> None:
-    """Their quantiles lose at most 15 % more than the law's, and their means less than the same hour of the day before."""
+    """Their quantiles lose at most 15 % more than the law's; their means, less than the same hour of the day before."""
     law = laws(likelihood)
     drawn = np.asarray(law.rvs(random_state=0), np.float64)
     given = {

@@ -21,7 +21,7 @@ from trainers.checkpoints import load
 from trainers.container import run_container
 from trainers.deepar.data import Fields
 from trainers.deepar.hyperparameters import Hyperparameters
-from trainers.deepar.train import Learner, _sizes
+from trainers.deepar.train import Learner, _sizes, learning_rate
 from trainers.distributed import ALONE
 from trainers.hyperparameter_schema import parse
 from trainers.job import ClientError
@@ -333,6 +333,15 @@ def test_early_stopping_waits_so_many_epochs_and_keeps_the_best_model(
     assert kept == f"deepar-{best + 1:04d}.pt"
     assert all(torch.equal(value, found[name]) for name, value in state.items() if name != "spread")
     assert not torch.equal(found["direct"], last["direct"])
+
+
+@pytest.mark.parametrize(("given", "first"), [(0.001, 0.005), (0.0005, 0.0025), (0.003, 0.005), (0.02, 0.02)])
+def test_the_learning_rate_falls_to_three_tenths(given: float, first: float) -> None:
+    wanted = parse(Hyperparameters, VALUES | {"learning_rate": given, "epochs": 10})
+    rates = [learning_rate(wanted, epoch / 2) for epoch in range(21)]
+
+    assert (rates[0], rates[10], rates[20]) == pytest.approx((first, 0.65 * first, 0.3 * first))
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_the_model_is_the_mean_of_the_latest_weights() -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "OUTPUT_TYPES",
     "Configuration",
     "Horizon",
+    "PathNoise",
     "answers",
     "check_support",
     "filled",
@@ -178,27 +179,51 @@ def _between(numbers: NDArray[np.uint32]) -> NDArray[np.float32]:
     return noise
 
 
-def path_noise(
-    num_series: int, num_samples: int, num_steps: int, width: int, random: np.random.Generator
-) -> NDArray[np.float32]:
-    """(N, S, P, W): for each path independent numbers evenly from (0, 1), spread evenly over the paths of a series.
+class PathNoise:
+    """For each path independent numbers evenly from (0, 1), which are spread evenly over the paths of a series.
 
     Of each number, the paths of a series (the first 128, the next 128, ...) have one in each stratum: a Latin hypercube
     (McKay, Beckman and Conover 1979), turned by as much as chance has it. Of a sum of eight normals, quantiles of 100
     such paths are as near to those of infinitely many as else those of 140 to 200, and the mean as that of 450.
     """
-    block = min(num_samples, _STRATA)
-    num_blocks = -(-num_samples // block)
-    drawn = random.integers(0, 1 << _BITS, (num_series, num_samples + num_blocks, num_steps, width), dtype=np.uint32)
-    numbers, turns = drawn[:, :num_samples], drawn[:, num_samples:]
-    numbers //= np.uint32(block)
-    strata = _strata(block, num_steps, width)
-    for at in range(num_blocks):
-        part = numbers[:, at * block : (at + 1) * block]
-        part += turns[:, at, None]
-        part += strata[: part.shape[1]]
-    numbers &= np.uint32((1 << _BITS) - 1)
-    return _between(numbers)
+
+    def __init__(self, num_samples: int, num_steps: int, width: int, random: np.random.Generator) -> None:
+        """Args:
+        num_samples: paths of each series.
+        num_steps: of a path.
+        width: numbers for each step.
+        random: from which as many numbers are drawn as come out.
+        """
+        self._num_samples, self._random = num_samples, random
+        self._strata = _strata(min(num_samples, _STRATA), num_steps, width)
+        self._drawn = 0
+        self._turn = np.zeros((num_steps, width), np.uint32)
+
+    def draw(self, num_paths: int) -> NDArray[np.float32]:
+        """(num_paths, P, W): the next ones, series after series; the same in one piece as in many."""
+        count, *shape = self._strata.shape
+        numbers = self._random.integers(0, 1 << _BITS, (num_paths, *shape), dtype=np.uint32)
+        within = (self._drawn + np.arange(num_paths)) % self._num_samples % count
+        first = np.arange(num_paths) - within
+        # the first path of each 128 has no place in its stratum by chance, but turns all of them
+        turns = numbers[np.maximum(first, 0)]
+        turns[first < 0] = self._turn
+        numbers //= np.uint32(count)
+        numbers[within == 0] = 0
+        numbers += self._strata[within]
+        numbers += turns
+        numbers &= np.uint32((1 << _BITS) - 1)
+        if num_paths:
+            self._drawn, self._turn = self._drawn + num_paths, turns[-1].copy()
+        return _between(numbers)
+
+
+def path_noise(
+    num_series: int, num_samples: int, num_steps: int, width: int, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """(N, S, P, W) of `PathNoise`."""
+    drawn = PathNoise(num_samples, num_steps, width, random).draw(num_series * num_samples)
+    return drawn.reshape(num_series, num_samples, num_steps, width)
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from formats.errors import InvalidBody
-from formats.forecasting import Configuration, Horizon, answers, filled, graph_inputs, path_noise, uniform_noise
+from formats.forecasting import (
+    Configuration,
+    Horizon,
+    PathNoise,
+    answers,
+    filled,
+    graph_inputs,
+    path_noise,
+    uniform_noise,
+)
 from formats.time_frequency import Frequency
 from formats.timeseries import Series
 
@@ -77,6 +86,14 @@ def test_quantiles_of_such_paths_are_nearer_to_those_of_the_law() -> None:
     random = np.random.default_rng(0)
     ours, plain = variances(path_noise(2000, 100, 8, 2, random)), variances(uniform_noise((2000, 100, 8, 2), random))
     assert [own < 0.8 * other for own, other in zip(ours, plain, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("pieces", [[900], [1] * 20 + [880], [128, 172, 300, 300], [300, 0, 450, 150], [50] * 18])
+def test_paths_that_are_drawn_in_pieces_are_those_that_are_drawn_at_once(pieces: list[int]) -> None:
+    noise = PathNoise(300, 2, 2, np.random.default_rng(3))
+    found = np.concatenate([noise.draw(piece) for piece in pieces])
+
+    assert (found.reshape(3, 300, 2, 2) == path_noise(3, 300, 2, 2, np.random.default_rng(3))).all()
 
 
 def test_a_seed_gives_a_series_the_same_paths_whatever_comes_behind_it() -> None:

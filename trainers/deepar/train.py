@@ -43,7 +43,7 @@ _OBJECTIVE = "loss_without_scales"
 _LONGEST_GRADIENT = 10.0
 _FASTER = 5.0
 _MODERATE_RATE = 0.005
-_LOWEST = 0.3
+_LOWEST = 0.1
 _STEPS_AT_ONCE = 2**20
 _FIRST_WINDOWS, _FIRST_STEPS, _FEWEST_FIRST = 1000, 100_000, 10
 _AVERAGED = 9.0
@@ -366,7 +366,7 @@ class _Losses(nn.Module):
 
 
 def learning_rate(wanted: Hyperparameters, epochs_done: float) -> float:
-    """Along a cosine, from five times the hyperparameter where that is a moderate rate, to 0.3 of where it began.
+    """Along a cosine, from five times the hyperparameter where that is a moderate rate, to a tenth of where it began.
 
     The original's is constant, and takes many more epochs to as good forecasts; see docs/benchmarks/deepar.md. It need
     not fall to 0: the noise of late steps is averaged out of the weights, and until then leads further (ADR 8).

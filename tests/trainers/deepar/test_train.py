@@ -312,6 +312,18 @@ def test_short_series_are_scored_and_left_out_of_training(tmp_path: Path, caplog
     assert "1 of 12 time series are shorter than prediction_length = 6 and are ignored" in caplog.text
 
 
+def test_a_finished_run_that_is_started_again_ends_with_the_same_figures(tmp_path: Path) -> None:
+    given = channels(tmp_path)
+    told = []
+    for _ in range(2):
+        model = train("deepar", given, VALUES, tmp_path / "out")
+        lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+        told.append((lines, json.loads((model / "model.json").read_text())))
+
+    assert told[0] == told[1]
+    assert len(told[0][0]) == 3
+
+
 @pytest.mark.parametrize("patience", [1, 4])
 def test_early_stopping_waits_so_many_epochs_and_keeps_the_best_model(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, patience: int

@@ -89,8 +89,8 @@ def run_penstock(task: Task, seed: int, windows: int, output: Path) -> tuple[flo
     from formats.timeseries import parse_series  # noqa: PLC0415
     from trainers.checkpoints import load  # noqa: PLC0415
     from trainers.deepar.data import SeriesSet  # noqa: PLC0415
+    from trainers.deepar.forecasts import forecast  # noqa: PLC0415
     from trainers.deepar.model import Network, Sizes  # noqa: PLC0415
-    from trainers.deepar.train import forecast  # noqa: PLC0415
     from trainers.run import train  # noqa: PLC0415
 
     (output / "train").mkdir(parents=True)

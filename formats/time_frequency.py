@@ -46,7 +46,7 @@ class Frequency:
         found = re.fullmatch(r"\s*(\d*)\s*([A-Za-z]+)\s*", text)
         # M is a month and never a minute
         unit = None if found is None else "M" if found[2] in ("M", "ME", "MS") else _UNITS.get(found[2].lower())
-        if found is None or unit is None or found[1] in ("0", "00") or len(found[1]) > 6 or found[2] == "m":
+        if found is None or unit is None or len(found[1]) > 6 or int(found[1] or 1) == 0 or found[2] == "m":
             raise ValueError(f"'{text}' is no frequency; expected a multiple of M, W, D, H or min, such as 2H or D")
         return cls(int(found[1] or 1), unit)
 

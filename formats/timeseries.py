@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, time
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,6 +31,9 @@ class Series:
     cat: tuple[int, ...] | None = None
     dynamic_feat: NDArray[np.float64] | None = None
     """(num_features, T or T + prediction_length); no NaN."""
+    file: str = ""
+    """That it was read from, and `place`, such as `line 3`: for error texts."""
+    place: str = ""
 
 
 def read(stream: BinaryIO, name: str = "stream") -> Iterator[Series]:
@@ -41,7 +44,7 @@ def read(stream: BinaryIO, name: str = "stream") -> Iterator[Series]:
     """
     for number, row in jsonlines.read(stream, name):
         try:
-            yield parse_series(row)
+            yield parse_series(row, name, f"line {number}")
         except InvalidBody as error:
             raise InvalidBody(f"{name}, line {number}: {error}") from error
 
@@ -54,12 +57,12 @@ def read_parquet(stream: BinaryIO, name: str = "stream") -> Iterator[Series]:
     """
     for number, row in enumerate(parquet.read(stream, name, required=("start", "target"), optional=_OPTIONAL)):
         try:
-            yield parse_series(row)
+            yield parse_series(row, name, f"row {number}")
         except InvalidBody as error:
             raise InvalidBody(f"{name}, row {number}: {error}") from error
 
 
-def parse_series(row: Mapping[str, Any]) -> Series:
+def parse_series(row: Mapping[str, Any], file: str = "", place: str = "") -> Series:
     """One series from a JSON object, an instance of a request, or a Parquet row; other fields are ignored.
 
     GluonTS's names are taken where the fields' own are absent; an empty `cat` or `dynamic_feat` is as none.
@@ -74,7 +77,8 @@ def parse_series(row: Mapping[str, Any]) -> Series:
     row = {known: row.get(alias) for alias, known in _ALIASES.items()} | {
         name: value for name, value in row.items() if value is not None
     }
-    return Series(_start(row["start"]), target, _categories(row["cat"]), _features(row["dynamic_feat"], len(target)))
+    features = _features(row["dynamic_feat"], len(target))
+    return Series(_start(row["start"]), target, _categories(row["cat"]), features, file, place)
 
 
 def write(stream: BinaryIO, series: Iterable[Series]) -> int:
@@ -110,6 +114,8 @@ def _start(value: Any) -> datetime:
             value = datetime.fromisoformat(value)
         except ValueError:
             raise InvalidBody(f"'start' is '{value[:40]}', expected a time such as '2024-03-01 00:00:00'") from None
+    if type(value) is date:  # of a Parquet file
+        value = datetime.combine(value, time())
     if not isinstance(value, datetime):
         raise InvalidBody(f"'start' is {str(value)[:40]!r}, expected a text such as '2024-03-01 00:00:00'")
     if value.tzinfo is not None:
@@ -154,9 +160,11 @@ def _categories(values: Any) -> tuple[int, ...] | None:
     if not isinstance(found, list):
         raise InvalidBody(f"'cat' is {str(values)[:40]!r}, expected an array of integers")
     for at, value in enumerate(found):
-        if type(value) is not int or not 0 <= value < 2**31:
+        # tools that know columns of floats alone, where something is missing, write 2.0
+        whole = type(value) is int or (type(value) is float and value.is_integer())
+        if not whole or not 0 <= value < 2**31:
             raise InvalidBody(f"'cat'[{at}] is {str(value)[:40]!r}, expected an integer of 0 or more")
-    return tuple(found) or None
+    return tuple(map(int, found)) or None
 
 
 def _features(values: Any, length: int) -> NDArray[np.float64] | None:

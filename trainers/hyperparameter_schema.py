@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -75,17 +76,19 @@ IntegerList = Annotated[
 """`"10, 20"`: a comma list, spaces allowed."""
 
 
-def parse(schema: type[T], given: Mapping[str, object]) -> T:
+def parse(schema: type[T], given: Mapping[str, object], ignored: AbstractSet[str] | None = None) -> T:
     """Check everything that can be checked before any data is read.
 
     Args:
         schema: a frozen dataclass; constraints stand in its annotations, conditions between fields in `__post_init__`.
-        given: string or typed values by name. Names that begin with `_`, and `model_prefix`, are ignored.
+        given: string or typed values by name.
+        ignored: names that are let in and have no meaning; by default those that begin with `_`, and `model_prefix`.
 
     Raises:
         ClientError: unknown names (with the nearest known one), missing ones, and every bad value with what is allowed.
     """
-    values = {k: _unquoted(v) for k, v in given.items() if not k.startswith("_") and k not in _IGNORED}
+    unread = _without_meaning(given) if ignored is None else ignored
+    values = {k: _unquoted(v) for k, v in given.items() if k not in unread}
     known = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
     unknown = [name for name in values if name not in known]
     if unknown:
@@ -94,6 +97,10 @@ def parse(schema: type[T], given: Mapping[str, object]) -> T:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         raise ClientError("; ".join(_describe(schema, detail) for detail in error.errors())) from error
+
+
+def _without_meaning(given: Mapping[str, object]) -> AbstractSet[str]:
+    return _IGNORED | {name for name in given if name.startswith("_")}
 
 
 def plain_values(hyperparameters: Any) -> dict[str, str | int | float | bool | None]:

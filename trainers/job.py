@@ -35,11 +35,12 @@ class Job:
     algorithm: str
     """Its name as in `trainers.run.ALGORITHMS`."""
     channels: Mapping[str, Path]
-    """Channel name to the directory that holds its files; of a Pipe channel, the path its pipes' names begin with."""
+    """Channel name to the directory that holds its files, or (where the algorithm takes one) to a file; of a Pipe
+    channel, the path its pipes' names begin with."""
     hyperparameters: Mapping[str, object]
     """As the user gave them: strings or typed values."""
     output: Path
-    """`model/` is what exporters read, `metrics.jsonl` one line per epoch."""
+    """`model/` is what exporters read, `metrics.jsonl` one line per epoch, and of some algorithms one of the whole."""
     checkpoints: Path
     """What a restarted job resumes from; may lie on storage that outlives the machine."""
     model: Path = Path()

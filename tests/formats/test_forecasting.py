@@ -8,9 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy import stats
 
 from formats.errors import InvalidBody
-from formats.forecasting import Configuration, Horizon, answers, filled, graph_inputs, uniform_noise
+from formats.forecasting import (
+    Configuration,
+    Horizon,
+    PathNoise,
+    answers,
+    filled,
+    graph_inputs,
+    path_noise,
+    uniform_noise,
+)
 from formats.time_frequency import Frequency
 from formats.timeseries import Series
 
@@ -39,6 +50,57 @@ def test_noise_lies_between_its_ends_even_where_it_is_nearest_to_them() -> None:
 
     noise = uniform_noise((2,), Extreme())  # type: ignore[arg-type]
     assert 0 < noise[0] < noise[1] < 1
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 100, 128, 300])
+def test_each_number_of_a_paths_noise_is_spread_over_all_strata(num_samples: int) -> None:
+    """Of as many equal parts as there are paths, up to 128 of them at once, each holds one, wherever they begin."""
+    noise = path_noise(5, num_samples, 4, 3, np.random.default_rng(0))
+
+    assert noise.shape == (5, num_samples, 4, 3)
+    assert ((noise > 0) & (noise < 1)).all()
+    for first in range(0, num_samples - num_samples % 128 or 1, 128):
+        block = np.sort(noise[:, first : first + 128], axis=1)
+        gaps = np.diff(block, axis=1, append=block[:, :1] + 1)
+        assert gaps.max() < 2 / block.shape[1] + 1e-6
+
+
+def test_a_paths_noise_is_even_and_knows_nothing_of_its_other_numbers() -> None:
+    """One path of each of 4,000 series: Kolmogorov and Smirnov's distance of one number, and of the sum of two."""
+    noise = path_noise(4000, 100, 2, 2, np.random.default_rng(0))[:, 17]
+
+    assert stats.kstest(noise[:, 1, 0], "uniform").pvalue > 0.01
+    for first, second in ((noise[:, 0, 0], noise[:, 0, 1]), (noise[:, 0, 0], noise[:, 1, 0])):
+        assert stats.kstest(first + second, stats.triang(0.5, 0, 2).cdf).pvalue > 0.01
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.05
+
+
+def test_quantiles_of_such_paths_are_nearer_to_those_of_the_law() -> None:
+    """A random walk of eight steps, 100 paths: variances of its quantiles over 2,000 series."""
+
+    def variances(uniform: NDArray[np.float32]) -> list[float]:
+        steps = np.sqrt(-2 * np.log(uniform[..., 0])) * np.cos(2 * np.pi * uniform[..., 1])
+        ends = steps.sum(axis=2)
+        return [float(np.quantile(ends, tau, axis=1).var()) for tau in (0.1, 0.5, 0.9)]
+
+    random = np.random.default_rng(0)
+    ours, plain = variances(path_noise(2000, 100, 8, 2, random)), variances(uniform_noise((2000, 100, 8, 2), random))
+    assert [own < 0.8 * other for own, other in zip(ours, plain, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("pieces", [[900], [1] * 20 + [880], [128, 172, 300, 300], [300, 0, 450, 150], [50] * 18])
+def test_paths_that_are_drawn_in_pieces_are_those_that_are_drawn_at_once(pieces: list[int]) -> None:
+    noise = PathNoise(300, 2, 2, np.random.default_rng(3))
+    found = np.concatenate([noise.draw(piece) for piece in pieces])
+
+    assert (found.reshape(3, 300, 2, 2) == path_noise(3, 300, 2, 2, np.random.default_rng(3))).all()
+
+
+def test_a_seed_gives_a_series_the_same_paths_whatever_comes_behind_it() -> None:
+    alone, beside = (path_noise(count, 130, 3, 2, np.random.default_rng(7)) for count in (1, 6))
+
+    assert (alone[0] == beside[0]).all()
+    assert not (beside[1] == beside[0]).any()
 
 
 def test_series_of_unlike_lengths_end_at_the_same_place() -> None:

@@ -18,7 +18,7 @@ def test_frequencies_are_read_however_pandas_spells_them(text: str, told: str) -
     assert str(Frequency.parse(text)) == told
 
 
-@pytest.mark.parametrize("text", ["", "X", "0H", "-1D", "1.5H", "m", "H2", "9999999D"])
+@pytest.mark.parametrize("text", ["", "X", "0H", "000H", "-1D", "1.5H", "m", "H2", "9999999D"])
 def test_what_is_no_frequency_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="is no frequency; expected a multiple of M, W, D, H or min"):
         Frequency.parse(text)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,10 @@ def test_parquet_that_is_written_is_read_back(written: list[Series]) -> None:
     assert [plain(each) for each in timeseries.read_parquet(stream)] == [plain(each) for each in written]
 
 
-def test_parquet_times_may_be_times() -> None:
+@pytest.mark.parametrize("start", [datetime(2024, 3, 1), date(2024, 3, 1)])
+def test_parquet_times_may_be_times_or_days(start: date) -> None:
     stream = io.BytesIO()
-    parquet.write(stream, [{"start": datetime(2024, 3, 1), "target": [1, 2]}])
+    parquet.write(stream, [{"start": start, "target": [1, 2]}])
     stream.seek(0)
 
     assert [plain(each) for each in timeseries.read_parquet(stream)] == [(datetime(2024, 3, 1), [1, 2], None, None)]
@@ -94,6 +95,8 @@ def test_parquet_times_may_be_times() -> None:
         ({"start": "2024-01-01", "target": [], "cat": 1}, "'cat' is '1'"),
         ({"start": "2024-01-01", "target": [], "cat": [0, -1]}, r"'cat'\[1\] is '-1'"),
         ({"start": "2024-01-01", "target": [], "cat": [0.5]}, r"'cat'\[0\] is '0.5'"),
+        ({"start": "2024-01-01", "target": [], "cat": [float("nan")]}, r"'cat'\[0\] is 'nan'"),
+        ({"start": "2024-01-01", "target": [], "cat": [True]}, r"'cat'\[0\] is 'True'"),
         ({"start": "2024-01-01", "target": [1], "dynamic_feat": [1]}, r"'dynamic_feat\[0\]' is '1'"),
         ({"start": "2024-01-01", "target": [1], "dynamic_feat": [[1], [1, 2]]}, r"'dynamic_feat'\[1\] has 2 values"),
         ({"start": "2024-01-01", "target": [1, 2], "dynamic_feat": [[1]]}, "fewer than the 2 of 'target'"),
@@ -105,6 +108,26 @@ def test_parquet_times_may_be_times() -> None:
 def test_a_bad_series_names_its_field(row: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidBody, match=text):
         parse_series(row)
+
+
+def test_whole_floats_are_categories_in_lines_and_in_parquet() -> None:
+    row = {"start": "2024-01-01", "target": [1.0], "cat": [0.0, 7.0]}
+    lines, table = io.BytesIO(json.dumps(row).encode()), io.BytesIO()
+    parquet.write(table, [row])
+
+    for found in (*timeseries.read(lines), *timeseries.read_parquet(table)):
+        assert found.cat == (0, 7)
+        assert [type(each) for each in found.cat] == [int, int]
+
+
+def test_a_series_knows_where_it_was_read() -> None:
+    row = {"start": "2024-01-01", "target": [1.0]}
+    lines, table = io.BytesIO(b"\n" + json.dumps(row).encode()), io.BytesIO()
+    parquet.write(table, [row])
+
+    (line,), (record,) = timeseries.read(lines, "a.json"), timeseries.read_parquet(table, "b.parquet")
+    assert (line.file, line.place) == ("a.json", "line 2")
+    assert (record.file, record.place) == ("b.parquet", "row 0")
 
 
 def test_gluonts_names_are_taken_in_lines_and_in_parquet() -> None:

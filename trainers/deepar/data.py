@@ -30,13 +30,13 @@ __all__ = [
     "batches",
     "check_categories",
     "check_enough",
+    "check_gaps",
     "check_target",
     "cut",
     "passes_of",
     "read_channel",
     "tails",
     "visits",
-    "warn_of_gaps",
 ]
 
 _FEWEST_OBSERVATIONS = 300
@@ -167,21 +167,21 @@ def passes_of(num_series: int, batch_size: int) -> tuple[int, float]:
 
 
 def read_channel(job: Job, name: str) -> list[Series]:
-    """All series of all files in a channel's tree.
+    """All series of a channel: of its file, or of all files in its tree.
 
     Raises:
         ClientError: a file or a record is not what it should be; names it.
     """
     found: list[Series] = []
     default = job.settings_of(name).content_type
-    for file in list_files(job.channel(name)):
-        lower = file.lower()
-        parquet = lower.endswith(_PARQUET) or ("parquet" in default and not lower.endswith(_JSON))
-        try:
+    try:
+        for file in list_files(job.path_of(name)):
+            lower = file.lower()
+            parquet = lower.endswith(_PARQUET) or ("parquet" in default and not lower.endswith(_JSON))
             with open_file(file) as stream:
                 found += timeseries.read_parquet(stream, file) if parquet else timeseries.read(stream, file)
-        except InvalidBody as error:
-            raise ClientError(f"Channel '{name}': {error}") from error
+    except InvalidBody as error:
+        raise ClientError(f"Channel '{name}': {error}") from error
     if not found:
         raise ClientError(f"Channel '{name}' holds no time series.")
     return found
@@ -203,15 +203,15 @@ class Fields:
         """
         cardinalities, num_dynamic = tuple[int, ...](), 0
         if wanted.cardinality != "ignore":
-            num_cat = _alike([None if each.cat is None else len(each.cat) for each in series], "cat", name)
-            _tell("cardinality", wanted.cardinality, "cat", num_cat, name)
+            num_cat = _alike(series, [None if each.cat is None else len(each.cat) for each in series], "cat", name)
+            _tell("cardinality", wanted.cardinality, "cat", num_cat, series[0].file)
             cardinalities = _cardinalities(series, wanted, num_cat, name)
         if wanted.num_dynamic_feat != "ignore":
-            rows = _alike(
-                [None if (each := one.dynamic_feat) is None else len(each) for one in series], "dynamic_feat", name
-            )
-            _tell("num_dynamic_feat", wanted.num_dynamic_feat, "dynamic_feat", rows, name)
+            counts = [None if (each := one.dynamic_feat) is None else len(each) for one in series]
+            rows = _alike(series, counts, "dynamic_feat", name)
+            _tell("num_dynamic_feat", wanted.num_dynamic_feat, "dynamic_feat", rows, series[0].file)
             num_dynamic = _num_dynamic(wanted, rows, name)
+            _check_lengths(series, wanted.prediction_length, name)
         return cls(cardinalities, num_dynamic)
 
     def packed(self, series: list[Series]) -> SeriesSet:
@@ -223,11 +223,17 @@ def check_target(series: list[Series], likelihood: str, name: str) -> None:
     """Raises:
     ClientError: a value lies where the likelihood has no density.
     """
-    for number, each in enumerate(series):
+    for each in series:
         try:
-            check_support(each.target, likelihood, f"series {number}")
+            check_support(each.target, likelihood, _where(each))
         except InvalidBody as error:
             raise ClientError(f"Channel '{name}', {error}") from error
+        if likelihood == "negative-binomial" and not (each.target % 1 == 0)[~np.isnan(each.target)].all():
+            at = int((each.target % 1 > 0).argmax())
+            raise ClientError(
+                f"Channel '{name}', {_where(each)}: 'target'[{at}] is {each.target[at]:g}; with likelihood "
+                f"{likelihood}, expected a whole number"
+            )
 
 
 def check_enough(series: list[Series], prediction: int) -> None:
@@ -270,25 +276,41 @@ def announce(series: list[Series], name: str) -> None:
     log.info("contains missing values: %s", "yes" if count < length else "no")
 
 
-def _alike(counts: list[int | None], field: str, name: str) -> int | None:
-    for number, count in enumerate(counts):
+def _where(series: Series) -> str:
+    return f"{series.file}, {series.place}"
+
+
+def _alike(series: list[Series], counts: list[int | None], field: str, name: str) -> int | None:
+    for each, count in zip(series, counts, strict=True):
         if count != counts[0]:
             first, other = (f"no `{field}`" if n is None else f"`{field}` of length {n}" for n in (counts[0], count))
             raise ClientError(
-                f"Channel '{name}': record 0 has {first} and record {number} has {other}; all records must be alike."
+                f"Channel '{name}': {_where(series[0])} has {first} and {_where(each)} has {other}; "
+                "all records must be alike."
             )
     return counts[0]
 
 
-def _tell(hyperparameter: str, given: str, field: str, count: int | None, name: str) -> None:
+def _check_lengths(series: list[Series], prediction: int, name: str) -> None:
+    """Both lengths of the guide, which contradicts itself, are taken (contract, section 2.1)."""
+    for each in series:
+        length = len(each.target)
+        if each.dynamic_feat is not None and each.dynamic_feat.shape[1] not in (length, length + prediction):
+            raise ClientError(
+                f"Channel '{name}', {_where(each)}: 'dynamic_feat' has {each.dynamic_feat.shape[1]} values a row; "
+                f"expected {length}, as many as 'target', or {length + prediction} with those of a forecast."
+            )
+
+
+def _tell(hyperparameter: str, given: str, field: str, count: int | None, file: str) -> None:
     if given != "auto":
         return
     if count is None:
         log.info("[%s=auto] `%s` field was NOT found in the file `%s` and will NOT be used for training.",
-                 hyperparameter, field, name)  # fmt: skip
+                 hyperparameter, field, file)  # fmt: skip
     else:
         log.info("[%s=auto] `%s` field was found in the file `%s` and will be used for training.",
-                 hyperparameter, field, name)  # fmt: skip
+                 hyperparameter, field, file)  # fmt: skip
 
 
 def _cardinalities(series: list[Series], wanted: Hyperparameters, num_cat: int | None, name: str) -> tuple[int, ...]:
@@ -314,10 +336,21 @@ def _cardinalities(series: list[Series], wanted: Hyperparameters, num_cat: int |
     return given
 
 
-def warn_of_gaps(series: list[Series], cardinalities: tuple[int, ...]) -> None:
-    """Every category should occur in training (contract, section 2.1)."""
+def check_gaps(series: list[Series], cardinalities: tuple[int, ...], given: tuple[int, ...] | None) -> None:
+    """Every category should occur in training (contract, sections 2.1 and 2.2).
+
+    A cardinality is given in order that data which disagree are found; of `auto` a gap is no more than odd.
+
+    Raises:
+        ClientError: a category of those that were given does not occur.
+    """
     for place, count in enumerate(cardinalities):
         present = len({each.cat[place] for each in series if each.cat is not None})
+        if present < count and given:
+            raise ClientError(
+                f"hyperparameter cardinality: {list(given)}, but {present} of the {count} categories of cat[{place}] "
+                "occur in channel 'train'; all must, or auto be chosen."
+            )
         if present < count:
             log.warning("%d of the %d categories of cat[%d] do not occur in channel 'train'; "
                         "nothing is learned of them", count - present, count, place)  # fmt: skip
@@ -327,11 +360,11 @@ def check_categories(series: list[Series], cardinalities: tuple[int, ...], name:
     """Raises:
     ClientError: a category is out of range.
     """
-    for number, each in enumerate(series):
+    for each in series:
         for place, (value, count) in enumerate(zip(each.cat or (), cardinalities, strict=True)):
             if value >= count:
                 raise ClientError(
-                    f"Channel '{name}', series {number}: cat[{place}] is {value}; the cardinality there is {count}."
+                    f"Channel '{name}', {_where(each)}: cat[{place}] is {value}; the cardinality there is {count}."
                 )
 
 

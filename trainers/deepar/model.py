@@ -169,11 +169,15 @@ class Network(nn.Module):
         return scaled_NT[:, steps_T1 - torch.tensor(self.sizes.lags, device=target_NT.device)], scaled_NT
 
     def scale_of(self, target_NC: Tensor, observed_NC: Tensor) -> Tensor:
-        """(N, 1): the mean of the context's absolute values, over what was observed."""
+        """(N, 1): the mean of the context's absolute values, over what was observed.
+
+        Where nothing was, gaps hold what was last known before, and their mean is its absolute value.
+        """
         if not self.likelihood.scaled:
             return 1.0 + 0.0 * observed_NC[:, :1]  # an input that nothing reads would be lost in ONNX
+        count_N1 = observed_NC.sum(dim=1, keepdim=True)
         total_N1 = (target_NC.abs() * observed_NC).sum(dim=1, keepdim=True)
-        mean_N1 = total_N1 / observed_NC.sum(dim=1, keepdim=True).clamp(min=1.0)
+        mean_N1 = torch.where(count_N1 > 0, total_N1 / count_N1.clamp(min=1.0), target_NC.abs().mean(1, keepdim=True))
         return torch.where(mean_N1 > 0, mean_N1, self.default_scale)
 
     def restlessness_of(self, scaled_NC: Tensor, observed_NC: Tensor) -> Tensor:
@@ -193,7 +197,12 @@ class Network(nn.Module):
         return torch.cat(parts, dim=1)
 
     def losses(
-        self, target_NT: Tensor, observed_NT: Tensor, features_NTF: Tensor, category_NK: Tensor | None
+        self,
+        target_NT: Tensor,
+        observed_NT: Tensor,
+        features_NTF: Tensor,
+        category_NK: Tensor | None,
+        part: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss of every step of windows of context and prediction, unrolled as one; (N, C + P).
 
@@ -204,6 +213,7 @@ class Network(nn.Module):
             observed_NT: (N, C + P) float32, 1 where the target is known; others have loss 0.
             features_NTF: (N, C + P, F) float32.
             category_NK: (N, K) int64.
+            part: of a batch that several processes share; see `unroll`.
         """
         sizes = self.sizes
         longest, context = sizes.lags[-1], sizes.context_length
@@ -214,7 +224,7 @@ class Network(nn.Module):
         output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
         share = sizes.dropout_rate if self.training else 0.0
         for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
-            output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share)
+            output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share, part)
         restless_N1 = self.restlessness_of(scaled_NT[:, longest : longest + context], observed_NT[:, :context])
         layers_NTK = self.head(output_TNH).transpose(0, 1) * self.units_of(restless_N1)[:, None]
         always_NK = restless_N1 * self.restless
@@ -236,7 +246,10 @@ class Sampler(nn.Module):
         sizes = network.sizes
         self.network = network
         self.likelihood = network.likelihood
+        # as buffers, for what a traced graph makes while it runs would stay on the device that it was traced on
         self.lag_ats = nn.Buffer(torch.tensor(sizes.lags), persistent=False)
+        context_C1 = torch.arange(sizes.lags[-1], sizes.history)[:, None]
+        self.context_ats = nn.Buffer(context_C1 - self.lag_ats, persistent=False)
 
     def forward(
         self,
@@ -270,9 +283,7 @@ class Sampler(nn.Module):
     def _read_context(self, scaled_NT: Tensor, features_NTF: Tensor, static_NE: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The states of all layers behind the context, each (H, N)."""
         network, sizes = self.network, self.network.sizes
-        first = sizes.history - sizes.context_length
-        steps_T1 = torch.arange(first, sizes.history, device=scaled_NT.device)[:, None]
-        lagged_NTL = scaled_NT[:, steps_T1 - self.lag_ats]
+        lagged_NTL = scaled_NT[:, self.context_ats]
         features_NCF = features_NTF[:, : sizes.context_length]
         static_NCE = static_NE[:, None].expand(-1, sizes.context_length, -1)
         given_TIN = torch.cat([lagged_NTL, features_NCF, static_NCE], dim=2).permute(1, 2, 0)
@@ -324,14 +335,13 @@ class Sampler(nn.Module):
         paths: list[Tensor] = []
         for step in range(length):
             # lags that reach behind the forecast's start are known, and the same for all samples
-            known = [place for place, lag in enumerate(sizes.lags) if lag > step]
-            met = [place for place, lag in enumerate(sizes.lags) if lag <= step]
+            num_met = sum(lag <= step for lag in sizes.lags)
             base_GN = base_PGN[step]
-            if known:
-                ats = torch.tensor([sizes.history + step - sizes.lags[place] for place in known])
-                base_GN = base_GN + weight_GI[:, torch.tensor(known)] @ scaled_NT[:, ats].t()
-            parts = [states[0][0], *(paths[step - sizes.lags[place]][None] for place in met)]
-            joint_GI = torch.cat([weight_GH, weight_GI[:, torch.tensor(met, dtype=torch.int64)]], dim=1)
+            if num_met < num_lags:
+                ats = sizes.history + step - self.lag_ats[num_met:]
+                base_GN = base_GN + weight_GI[:, num_met:num_lags] @ scaled_NT[:, ats].t()
+            parts = [states[0][0], *(paths[step - lag][None] for lag in sizes.lags[:num_met])]
+            joint_GI = torch.cat([weight_GH, weight_GI[:, :num_met]], dim=1)
             first_GR = joint_GI @ torch.cat(parts, dim=0) + rows(base_GN)
             states[0] = self._cell(first_GR[:num_gates], *states[0])
             for layer in range(1, sizes.num_layers):

@@ -27,16 +27,20 @@ _FEWEST_WINDOWS_PER_THREAD = 8
 kernels: Any = recurrence_kernels  # their types are those of the functions that numba makes of them
 
 
-def unroll(gates_TNG: Tensor, weight_GH: Tensor, zoneout: float) -> Tensor:
+def unroll(gates_TNG: Tensor, weight_GH: Tensor, zoneout: float, part: tuple[int, int] | None = None) -> Tensor:
     """The hidden states, (T, N, H), from zero states.
 
     Args:
         gates_TNG: what the inputs add to the gates, the bias included; float32.
         weight_GH: of the hidden state.
         zoneout: share of the units, of hidden and cell state each, that stay as they are in a step.
+        part: the first window's number in a batch of so many, of which others have the rest; by default all are here.
+            Which units stay is drawn for the whole batch, so that several processes draw what one would.
     """
     steps, windows, width = gates_TNG.shape
-    stays = torch.rand(2, steps, windows, width // 4, device=gates_TNG.device) < zoneout
+    first, whole = part or (0, windows)
+    drawn = torch.rand(2, steps, whole, width // 4, device=gates_TNG.device)
+    stays = drawn[:, :, first : first + windows] < zoneout
     if gates_TNG.device.type == "cpu" and gates_TNG.dtype == torch.float32:
         hidden_TNH: Tensor = _Unrolled.apply(gates_TNG, weight_GH, stays)
         return hidden_TNH

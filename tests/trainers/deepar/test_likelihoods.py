@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 
 from formats.forecasting import uniform_noise
@@ -14,10 +17,17 @@ from trainers.deepar.hyperparameters import LIKELIHOODS
 from trainers.deepar.likelihoods import Likelihood
 
 NUM_DRAWS = 200_000
+Cases = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, NDArray[np.float64]]
+"""Parameters, scaled targets, their scales, and scipy's log-densities of the targets."""
 
 
-def tensor(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def grid(dtype: torch.dtype, *values: list[float]) -> list[torch.Tensor]:
+    """All combinations, a tensor for each list."""
+    return [torch.tensor(each, dtype=dtype) for each in zip(*itertools.product(*values), strict=True)]
+
+
+def doubles(*tensors: torch.Tensor) -> list[NDArray[np.float64]]:
+    return [each.detach().double().numpy() for each in tensors]
 
 
 def drawn(kind: str, fit: list[float], scale: float = 1.0) -> Any:
@@ -27,24 +37,94 @@ def drawn(kind: str, fit: list[float], scale: float = 1.0) -> Any:
     return (likelihood.sample(parts, torch.tensor(scale), list(noise)) * scale).double().numpy()
 
 
-def test_log_densities_are_those_of_scipy() -> None:
-    y, v = tensor(0.0, 1.5, 7.0), torch.tensor(2.5, dtype=torch.float64)
-    mean, deviation, freedom = tensor(0.3, -1.0, 2.0), tensor(0.1, 1.0, 3.0), tensor(2.1, 5.0, 300.0)
-    alpha, count = tensor(0.05, 1.0, 7.0), tensor(0.0, 3.0, 250.0)
-    share = tensor(0.01, 0.4, 0.99)
-    a, b = tensor(0.5, 2.0, 9.0), tensor(0.7, 1.0, 30.0)
+def gaussian_cases(dtype: torch.dtype) -> Cases:
+    mean, deviation, z, v = grid(dtype, [-1.0, 0.3], [1e-6, 0.01, 1, 100], [-1e3, -3, 0, 2, 20], [1, 0.01, 1e6])
+    scaled = mean + z * deviation
+    y, m, d, u = doubles(scaled, mean, deviation, v)
+    return [mean, deviation], scaled, v, stats.norm.logpdf(y * u, m * u, d * u)
 
-    gaussian = Likelihood("gaussian").loss([mean, deviation], y / v, v)
-    assert (-gaussian).numpy() == pytest.approx(stats.norm.logpdf(y, mean * v, deviation * v), abs=1e-6)
-    student = Likelihood("student-T").loss([mean, deviation, freedom], y / v, v)
-    assert (-student).numpy() == pytest.approx(stats.t.logpdf(y, freedom, mean * v, deviation * v), abs=1e-6)
-    counts = Likelihood("negative-binomial").loss([a, alpha], count / v, v)
-    spread, centre = (alpha / v.sqrt()).numpy(), (a * v).numpy()
-    expected = stats.nbinom.logpmf(count, 1 / spread, 1 / (1 + spread * centre))
-    assert (-counts).numpy() == pytest.approx(expected, abs=1e-6)
-    beta = Likelihood("beta").loss([a, b], share, torch.ones((), dtype=torch.float64))
-    assert (-beta).numpy() == pytest.approx(stats.beta.logpdf(share, a, b), abs=1e-6)
-    assert Likelihood("deterministic-L1").loss([mean], y, v).tolist() == pytest.approx([0.3, 2.5, 5.0])
+
+def student_cases(dtype: torch.dtype) -> Cases:
+    mean, deviation, freedom, z, v = grid(
+        dtype,
+        [-1.0, 0.3],
+        [1e-6, 0.01, 100],
+        [2.000001, 2.5, 30, 1e3, 1e5, 1e7],
+        [-1e3, -3, 0, 0.1, 20],
+        [1, 0.01, 1e6],
+    )
+    scaled = mean + z * deviation
+    y, m, d, nu, u = doubles(scaled, mean, deviation, freedom, v)
+    return [mean, deviation, freedom], scaled, v, stats.t.logpdf(y * u, nu, m * u, d * u)
+
+
+def negative_binomial_cases(dtype: torch.dtype) -> Cases:
+    mean, alpha, count, v = grid(
+        dtype,
+        [1e-3, 0.3, 5, 1e3, 1e6],
+        [1e-6, 1e-4, 0.01, 0.1, 1, 100],
+        [0, 1, 5, 30, 1e3, 1e5, 1.2e6],
+        [1, 0.37, 2500],
+    )
+    mean, alpha = mean / v, alpha * torch.sqrt(v)
+    m, a, u = doubles(mean, alpha, v)
+    a = a / np.sqrt(u)
+    return [mean, alpha], count / v, v, stats.nbinom.logpmf(count.double(), 1 / a, 1 / (1 + a * m * u))
+
+
+def beta_cases(dtype: torch.dtype) -> Cases:
+    a, b, share = grid(
+        dtype, [1e-6, 0.01, 0.5, 1, 9, 2000, 1e5], [1e-6, 0.7, 1, 30, 8000, 1e5], [1e-5, 0.01, 0.2, 0.999]
+    )
+    return [a, b], share, torch.ones_like(share), stats.beta.logpdf(*doubles(share, a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "cases"),
+    [
+        ("gaussian", gaussian_cases),
+        ("student-T", student_cases),
+        ("negative-binomial", negative_binomial_cases),
+        ("beta", beta_cases),
+    ],
+)
+def test_log_densities_are_those_of_scipy(kind: str, cases: Callable[[torch.dtype], Cases], dtype: torch.dtype) -> None:
+    """To 1e-6, of large ones relatively, at every corner of wide grids; their slopes are those of float64."""
+    fit, scaled, scale, expected = cases(dtype)
+    for each in fit:
+        each.requires_grad_()
+    losses = Likelihood(kind).loss(fit, scaled, scale)
+    slopes = torch.autograd.grad(losses.sum(), fit)
+    exact = [each.detach().double().requires_grad_() for each in fit]
+    wanted = torch.autograd.grad(Likelihood(kind).loss(exact, scaled.double(), scale.double()).sum(), exact)
+
+    assert losses.dtype == dtype
+    assert (np.abs(-doubles(losses)[0] - expected) / np.maximum(1, np.abs(expected))).max() < 1e-6
+    for slope, other in zip(doubles(*slopes), doubles(*wanted), strict=True):
+        assert slope == pytest.approx(other, rel=1e-6)
+        assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("count", [0.0, 5.0, 70.0])
+def test_a_count_of_hardly_any_dispersion_is_poissons(count: float) -> None:
+    """At scales where 1 / alpha is 1e9 and more, and lgamma of it has no digits left; its slope is Poisson's too."""
+    mean = torch.tensor(5e-6, requires_grad=True)
+    loss = Likelihood("negative-binomial").loss(
+        [mean, torch.tensor(1e-6)], torch.tensor(count / 1e6), torch.tensor(1e6)
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    assert -loss.item() == pytest.approx(stats.poisson.logpmf(count, 5), abs=1e-6, rel=1e-6)
+    assert mean.grad is not None
+    assert mean.grad.item() == pytest.approx((1 - count / 5) * 1e6, rel=1e-5, abs=1)
+
+
+def test_the_loss_of_a_point_forecast_is_its_distance() -> None:
+    mean, scaled = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.0, 1.5, 7.0])
+
+    found = Likelihood("deterministic-L1").loss([mean], scaled, torch.tensor(2.5))
+    assert found.tolist() == pytest.approx([0.3, 2.5, 5.0])
 
 
 @pytest.mark.parametrize(
@@ -57,18 +137,27 @@ def test_log_densities_are_those_of_scipy() -> None:
         ("beta", [3.0, 9.0], stats.beta(3, 9)),
     ],
 )
-def test_samples_are_of_their_law(kind: str, fit: list[float], law: stats.rv_frozen) -> None:
-    """Kolmogorov and Smirnov's distance of 200,000 draws; 0.0036 is passed once in 100 times by the law itself."""
-    assert stats.kstest(drawn(kind, fit), law.cdf).statistic < 0.0045
+@pytest.mark.parametrize("scale", [1.0, 0.05, 70.0])
+def test_samples_are_of_their_law(kind: str, fit: list[float], law: stats.rv_frozen, scale: float) -> None:
+    """Kolmogorov and Smirnov's distance of 200,000 draws; 0.0036 is passed once in 100 times by the law itself.
+
+    A scale multiplies what is drawn, and nothing else; shares have none but 1.
+    """
+    assert stats.kstest(drawn(kind, fit, scale) / scale, law.cdf).statistic < 0.0045
 
 
-@pytest.mark.parametrize(("mean", "alpha"), [(0.3, 0.5), (3.0, 0.05), (20.0, 1.5), (400.0, 0.2), (1e5, 0.01)])
-def test_counts_are_of_their_law(mean: float, alpha: float) -> None:
-    samples = drawn("negative-binomial", [mean, alpha])
+@pytest.mark.parametrize(
+    ("mean", "alpha", "scale"),
+    [(0.3, 0.5, 1), (3.0, 0.05, 1), (20.0, 1.5, 1), (400.0, 0.2, 1), (1e5, 0.01, 1), (3.0, 0.8, 0.3), (60.0, 0.5, 30)],
+)
+def test_counts_are_of_their_law(mean: float, alpha: float, scale: float) -> None:
+    """The mean is in scales, alpha in their roots (Salinas et al., section 3.3)."""
+    samples = drawn("negative-binomial", [mean / scale, alpha * np.sqrt(scale)], scale)
     law = stats.nbinom(1 / alpha, 1 / (1 + alpha * mean))
 
-    assert (samples == np.round(samples)).all()
+    assert samples == pytest.approx(np.round(samples), rel=1e-6)
     assert (samples >= 0).all()
+    samples = np.round(samples)
     numbers = np.unique(np.quantile(samples, np.linspace(0.01, 0.99, 50)).round())
     shares = [(samples <= number).mean() for number in numbers]
     assert shares == pytest.approx(law.cdf(numbers).tolist(), abs=0.005)
@@ -114,6 +203,21 @@ def test_a_spread_of_1_5_makes_deviations_so_much_larger_about_the_same_mean(kin
 
     assert wide.std() / once.std() == pytest.approx(1.5, rel=0.02)
     assert wide.mean() == pytest.approx(once.mean(), abs=0.02 * once.std())
+
+
+def test_a_point_forecast_that_descends_its_loss_is_the_median() -> None:
+    """Of skewed data: their mean is 1, their median 0.693."""
+    data = torch.from_numpy(np.random.default_rng(0).exponential(size=20_000)).float()
+    point = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.Adam([point], 0.02)
+    for _ in range(300):
+        loss = Likelihood("deterministic-L1").loss([point], data, torch.ones(())).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    assert point.item() == pytest.approx(np.log(2), abs=0.03)
+    assert Likelihood("deterministic-L1").sample([point], torch.tensor(3.0), [torch.tensor(0.7)]).item() == point.item()
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)

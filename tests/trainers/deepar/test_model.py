@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,39 @@ def test_a_series_of_nothing_has_the_default_scale() -> None:
     target[1, 0] = 6.0
 
     assert model.scale_of(target, observed).flatten().tolist() == [2.0, 1.0]
-    assert model.scale_of(target, torch.zeros(2, CONTEXT)).flatten().tolist() == [2.0, 2.0]
+    assert model.scale_of(torch.zeros(2, CONTEXT), torch.zeros(2, CONTEXT)).flatten().tolist() == [2.0, 2.0]
     assert network(likelihood="beta").scale_of(target, observed).flatten().tolist() == [1.0, 1.0]
+
+
+def test_a_context_without_observations_has_the_scale_of_what_was_last_known() -> None:
+    """Gaps hold it; in training and in forecasts, which read the same context and more before it."""
+    model = network()
+    target, observed, features = given(steps=20)
+    target[0, 20 - CONTEXT :], observed[0, 20 - CONTEXT :] = 300.0, 0
+    filled = torch.full((1, CONTEXT), -300.0)
+    paths = Sampler(model)(target, observed, features, noise(3, 4, model))
+    known = Sampler(model)(target, torch.ones_like(observed), features, noise(3, 4, model))
+
+    assert model.scale_of(filled, torch.zeros(1, CONTEXT)).item() == 300
+    assert torch.equal(paths[1:], known[1:])
+    assert paths[0].abs().max() > 30
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_a_traced_graph_makes_nothing_on_a_device_of_its_own(kind: str) -> None:
+    """What it makes follows its inputs and its buffers, which move: tracing on a CPU must not write `cpu` into it."""
+    model = network(likelihood=kind, cardinalities=(4,))
+    inputs = (*given(), noise(3, 2, model), torch.tensor([[0], [1], [2]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced: Any = torch.jit.trace(Sampler(model).eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
+
+    assert 'value="cpu"' not in str(traced.inlined_graph)
+    tensors = [
+        node for node in traced.inlined_graph.nodes() if node.kind() == "prim::Constant" and node.hasAttribute("value")
+    ]
+    sizes = [node.t("value").numel() for node in tensors if node.kindOf("value") == "t"]
+    assert all(size == 1 for size in sizes)  # numbers go anywhere
 
 
 def test_what_is_not_observed_has_no_loss_and_no_gradient() -> None:

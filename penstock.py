@@ -83,12 +83,16 @@ def train(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="What `penstock train` printed.")],
     output: Annotated[Path, typer.Option(help="Directory of the bundle to write.")],
+    inference_config: Annotated[
+        Path | None, typer.Option(help="DeepAR's default `configuration` of requests, a file of one JSON object.")
+    ] = None,
 ) -> None:
     """Write TorchScript, ONNX and the manifest; refuses when the graphs differ from the model."""
     from exporters.export import export as run  # noqa: PLC0415
 
+    configuration = _read_json_object(inference_config, "settings") if inference_config else None
     with _user_errors():
-        typer.echo(run(checkpoint, output))
+        typer.echo(run(checkpoint, output, configuration))
 
 
 @app.command()
@@ -424,14 +428,14 @@ def _pairs(items: list[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def _read_json_object(path: Path, what: str = "hyperparameters") -> dict[str, Any]:
     with _user_errors():
         try:
             value = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected a JSON object of hyperparameters, found {type(value).__name__}")  # noqa: TRY004
+            raise ValueError(f"{path}: expected a JSON object of {what}, found {type(value).__name__}")  # noqa: TRY004
         return value
 
 

@@ -224,7 +224,7 @@ def _compare(directory: Path, sampler: Sampler, names: list[str], size: tuple[in
     """The errors of both forms on inputs of a size.
 
     Where samples are decisions, the last bit of a number may turn one, and the path goes another way from there: a few
-    in a hundred may. A lone path that turns says nothing, so another one is drawn; a graph that is wrong is so each time.
+    in a hundred may. A lone path that turns says nothing, so another one is drawn; a wrong graph is wrong each time.
     """
     draws = _DRAWS if sampler.likelihood.kind in _CHOOSING else 1
     for draw in range(draws):

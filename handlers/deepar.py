@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -120,9 +120,7 @@ class DeepAR(Handler):
         if size > _MOST_NUMBERS:
             raise InvalidBody(f"{told} {size} numbers; at most {_MOST_NUMBERS} in one request")
         if size > _MOST_SENT and "samples" in wanted.output_types:
-            raise InvalidBody(
-                f"{told} {size} numbers; at most {_MOST_SENT} in one request of output_types 'samples'"
-            )
+            raise InvalidBody(f"{told} {size} numbers; at most {_MOST_SENT} in one request of output_types 'samples'")
         width = self._horizon.context_length + length
         size = num_series * width * (len(self._horizon.frequency.feature_names) + self._horizon.num_dynamic)
         if size > _MOST_NUMBERS:
@@ -198,11 +196,12 @@ def _width(counts: Mapping[int, int], most: int) -> int:
 
 def _runs(wishes: Sequence[_Wish], width: int, per_run: int) -> Iterator[list[_Block]]:
     """All blocks in order, in runs of about equal size."""
-    blocks = []
-    for row, wish in enumerate(wishes):
-        size = wish.wanted.num_samples
-        for begin in range(0, size, width):
-            blocks.append(_Block(row, min(width, size - begin), begin + width >= size))
+    sizes = [wish.wanted.num_samples for wish in wishes]
+    blocks = [
+        _Block(row, min(width, size - begin), begin + width >= size)
+        for row, size in enumerate(sizes)
+        for begin in range(0, size, width)
+    ]
     num_runs = -(-len(blocks) // per_run)
     for number in range(num_runs):
         yield blocks[len(blocks) * number // num_runs : len(blocks) * (number + 1) // num_runs]

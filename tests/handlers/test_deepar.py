@@ -140,7 +140,7 @@ def test_a_bundle_configures_requests_that_say_nothing_and_the_environment_outwe
 
     assert [each.shape for each in found] == [(5, 4), (6, 4)]
     assert min(each.min() for each in found) == 2.5
-    with pytest.raises(ClientError, match="inference configuration.num_samples is 'x', expected an integer"):
+    with pytest.raises(ClientError, match=r"inference configuration\.num_samples is 'x', expected an integer"):
         export(tmp_path / "model", tmp_path / "other", {"num_samples": "x"})
 
 

@@ -323,13 +323,9 @@ class _Loops(nn.Module):
         self.first = nn.Buffer(torch.cat([joint, past]).detach())
         shape = (self.num_layers - 1, 4, self.cells, 2 * self.cells)
         upper = [torch.cat(each, dim=1) for each in zip(network.weight_hh[1:], network.weight_ih[1:], strict=True)]
-        self.upper = nn.Buffer(
-            new * torch.stack(upper).view(shape).detach() if upper else torch.zeros(shape)
-        )
+        self.upper = nn.Buffer(new * torch.stack(upper).view(shape).detach() if upper else torch.zeros(shape))
         biases = [bias.view(4, self.cells, 1) for bias in network.bias[1:]]
-        self.bias = nn.Buffer(
-            torch.stack(biases).detach() if biases else torch.zeros(0, 4, self.cells, 1)
-        )
+        self.bias = nn.Buffer(torch.stack(biases).detach() if biases else torch.zeros(0, 4, self.cells, 1))
         self.head_weight = nn.Buffer(new * network.head.weight.detach())
         self.head_bias = nn.Buffer(network.head.bias[:, None].detach())
         self.draw = _Draw(network)
@@ -352,10 +348,9 @@ class _Loops(nn.Module):
         # a number that is not known beforehand: TorchScript would unroll the loop
         length = noise_NSPW.shape[2] if torch.jit.is_scripting() else self.length
         for step in range(length):
-            parts = [hiddens[0]]
             met = self.num_met[step]
-            for place in range(met):
-                parts.append(paths[step - self.lags[place]][None])
+            parts = [hiddens[0]]
+            parts += [paths[step - self.lags[place]][None] for place in range(met)]
             first_GR = torch.matmul(firsts[met], torch.cat(parts, dim=0))
             first_GNS = first_GR.view(-1, num_series, num_samples) + base_TGN[self.context_length + step][:, :, None]
             first_GR = first_GNS.flatten(1)

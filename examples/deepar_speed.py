@@ -4,8 +4,8 @@
                                          [--peers PEERS/bin/python]
 
 The model is DeepAR's default, two layers of 40 cells and Student's t, hourly, with as much context as forecast; its
-weights are drawn, which takes as long as learned ones. WORK keeps its bundle. `graph` is a bare run of the exported graph
-on inputs that lie ready, all series at once. `eager` is the same network in PyTorch, step by step, one series after the
+weights are drawn, which takes as long as learned ones. WORK keeps its bundle. `graph` is a bare run of the exported
+graph on inputs that lie ready, all series at once. `eager` is the same network in PyTorch, step by step, one series after the
 other, as the original is said to forecast; PEERS is an environment with `gluonts[torch]`, whose DeepAR of the same
 sizes is asked the same two ways. Medians; the largest ratio is to the slowest of the ways that are not ours.
 """
@@ -98,7 +98,7 @@ def ways_of(work: Path, asked: argparse.Namespace) -> dict[str, Way]:
     handlers: dict[str, Handler] = {}
     for engine in ("onnx", "torchscript"):
         began = time.perf_counter()
-        handlers[engine] = load_handler(bundle, Runtime(engine=engine, threads=asked.threads))  # type: ignore[arg-type]
+        handlers[engine] = load_handler(bundle, Runtime(engine=engine, threads=asked.threads))
         print(f"{engine} loaded in {time.perf_counter() - began:.2f} s", flush=True)
     rows = [{"start": _START, "target": target} for target in targets(asked.series)]
     configuration = {"num_samples": asked.samples}
@@ -167,7 +167,7 @@ class _Peer:
     def __init__(self, python: str, asked: argparse.Namespace) -> None:
         options = [f"--{name}={getattr(asked, name)}" for name in ("threads", "series", "samples", "length")]
         command = [python, "-W", "ignore", "-m", "examples.deepar_speed", str(asked.work), "--serve-peer", *options]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer_to("ready")
 
     def seconds(self, name: str) -> float:

@@ -31,7 +31,8 @@ from trainers.job import ClientError
 __all__ = ["PARITY_TOLERANCE", "load_sampler", "write_bundle"]
 
 PARITY_TOLERANCE = 1e-3
-"""Largest difference of any sample, in scales of its series: a path feeds on itself, step by step."""
+"""Largest difference of any sample, in mean absolute samples, or in its path's largest where that is more: a path feeds
+on itself, step by step, and Student's t leaps by a hundred scales now and then."""
 _SHARE_OF_CHOICES = 0.02
 """Of paths that may differ where samples are made of decisions (counts, rejections), which last bits can turn."""
 
@@ -244,17 +245,17 @@ def _compare(directory: Path, sampler: Sampler, names: list[str], size: tuple[in
 
 
 def _errors(directory: Path, sampler: Sampler, names: list[str], sample: tuple[Tensor, ...]) -> dict[str, float]:
-    """By form, the largest difference of any path, in mean absolute samples; of decisions, without a few paths."""
+    """By form, the largest difference of any path, as `PARITY_TOLERANCE` counts; of decisions, without a few paths."""
     with torch.inference_mode():
         expected = sampler(*sample).numpy()
         scripted = load_script(directory / f"{_GRAPH}.pt")(*sample).numpy()
     feed = {name: value.numpy() for name, value in zip(names, sample, strict=True)}
     (answered,) = onnx_session(directory / f"{_GRAPH}.onnx").run(["samples"], feed)
-    scale = max(float(np.abs(expected).mean()), 1e-9)
+    scale_NS = np.maximum(np.abs(expected).max(axis=2), max(float(np.abs(expected).mean()), 1e-9))
     allowed = _SHARE_OF_CHOICES if sampler.likelihood.kind in _CHOOSING else 0.0
     errors = {}
     for form, found in (("TorchScript", scripted), ("ONNX", answered)):
-        by_path = np.abs(expected - found).max(axis=2).ravel() / scale
+        by_path = (np.abs(expected - found).max(axis=2) / scale_NS).ravel()
         errors[form] = float(np.sort(by_path)[len(by_path) - 1 - int(allowed * len(by_path))])
     return errors
 
@@ -283,6 +284,7 @@ def _write_golden(directory: Path, sampler: Sampler, description: dict[str, Any]
     (directory / "golden.json").write_text(json.dumps({"predictions": predictions}))
     # one path of twenty may turn at a decision
     loose = 0.2 if sampler.likelihood.kind in _CHOOSING else PARITY_TOLERANCE
+    scale = max(scale, float(np.abs(samples).max()) / _GOLDEN_SAMPLES)
     return Golden(
         request="golden.request.json",
         content_type="application/json",

@@ -87,8 +87,8 @@ class DeepAR(Handler):
         return {name: _left_padded([each[name] for each in inputs], longest) for name in _PADDED} | joined
 
     def encode(self, prediction: Prediction, outputs: Arrays) -> Answer:
-        found: list[dict[str, Any] | None] = outputs["answer"].tolist()
-        if None in found:
+        found: list[dict[str, Any]] = outputs["answer"].tolist()
+        if any(each is None for each in found):
             raise BackendFailed(f"model '{self.manifest.name}' answered NaN or infinity, which JSON cannot carry")
         wish: _Wish = outputs["wish"][0]
         for answer, row in zip(found, wish.rows, strict=False):

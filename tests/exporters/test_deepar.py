@@ -73,12 +73,12 @@ def test_series_samples_and_history_may_be_of_any_number(
     session: Any = ort.InferenceSession(bundle.path / "model.onnx")
     script: Any = load_script(bundle.path / "model.pt")
     sampler = load_sampler(checkpoints[name], json.loads((checkpoints[name] / "model.json").read_text()))
-    settings = bundle.manifest.settings
+    settings: Any = bundle.manifest.settings
     num_features, num_noise = bundle.manifest.graphs["model"].inputs[2].shape[2], settings["num_noise"]
     random = np.random.default_rng(0)
     for series, samples, known in ((1, 1, 0), (1, 1, 1), (4, 7, 3), (2, 30, 90), (9, 2, 1000)):
         target = random.uniform(0, 1, (series, known)).astype(np.float32)
-        given = {
+        given: dict[str, Any] = {
             "target": np.round(9 * target) if name == "negative-binomial" else target,
             "observed": np.ones((series, known), np.float32),
             "features": random.normal(size=(series, 10, num_features)).astype(np.float32),

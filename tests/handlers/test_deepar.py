@@ -207,7 +207,12 @@ def test_what_is_computed_at_a_time_does_not_grow_with_requests(
 
 def test_a_body_is_parsed_once(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
-    monkeypatch.setattr(jsonlines, "parse_json", lambda body: parsed.append(body) or orjson.loads(body))
+
+    def parse(body: bytes) -> Any:
+        parsed.append(body)
+        return orjson.loads(body)
+
+    monkeypatch.setattr(jsonlines, "parse_json", parse)
     predictions(handler, [SERIES | {"id": 4}], forward_fields=["id"])
 
     assert len(parsed) == 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -240,7 +241,7 @@ class Sampler(nn.Module):
         sizes = network.sizes
         self.network = network
         self.likelihood = network.likelihood
-        self.loops = _Loops(network)
+        self.loops: nn.Module = _Loops(network)
         self.lag_ats = nn.Buffer(torch.tensor(sizes.lags), persistent=False)
 
     def script_loops(self, sample: tuple[Tensor, ...]) -> None:
@@ -249,8 +250,9 @@ class Sampler(nn.Module):
         rows_R = torch.ones(noise_NSPW.shape[0] * noise_NSPW.shape[1])
         raw_KR = torch.ones(self.likelihood.num_parameters, len(rows_R))
         noise_WR = noise_NSPW[:, :, 0].permute(2, 0, 1).flatten(1)
-        self.loops.draw = torch.jit.trace(self.loops.draw, (raw_KR, rows_R, noise_WR), check_trace=False)
-        self.loops = torch.jit.script(self.loops)
+        loops: Any = _Loops(self.network)
+        loops.draw = torch.jit.trace(loops.draw, (raw_KR, rows_R, noise_WR), check_trace=False)
+        self.loops = torch.jit.script(loops)
 
     def forward(
         self,
@@ -334,8 +336,8 @@ class _Loops(nn.Module):
         """(N, S, P): see `Sampler`."""
         # cut once: ONNX would keep a copy for each step
         firsts = [self.first[:, : self.cells + met] for met in range(len(self.lags) + 1)]
-        uppers = [gate.unbind(0) for gate in self.upper.unbind(0)]
-        biases = [gate.unbind(0) for gate in self.bias.unbind(0)]
+        uppers = [list(layer.unbind(0)) for layer in self.upper.unbind(0)]
+        biases = [list(layer.unbind(0)) for layer in self.bias.unbind(0)]
         hiddens, cells = self.read(base_TGN, uppers, biases)
         like_NS = noise_NSPW[:, :, 0, 0] * 0.0
         hiddens = [self.rows(each, like_NS) for each in hiddens]
@@ -346,14 +348,14 @@ class _Loops(nn.Module):
         num_series, num_samples = noise_NSPW.shape[0], noise_NSPW.shape[1]
         paths: list[Tensor] = []
         # a number that is not known beforehand: TorchScript would unroll the loop
-        length = noise_NSPW.shape[2] if torch.jit.is_scripting() else self.length
+        length = noise_NSPW.shape[2] if torch.jit.is_scripting() else self.length  # type: ignore[attr-defined]
         for step in range(length):
             met = self.num_met[step]
             parts = [hiddens[0]]
             parts += [paths[step - self.lags[place]][None] for place in range(met)]
             first_GR = torch.matmul(firsts[met], torch.cat(parts, dim=0))
             first_GNS = first_GR.view(-1, num_series, num_samples) + base_TGN[self.context_length + step][:, :, None]
-            first_GR = first_GNS.flatten(1)
+            first_GR = first_GNS.view(self.first.shape[0], -1)
             gates = first_GR.split([self.cells, self.cells, self.cells, self.cells, self.num_parameters])
             hiddens[0], cells[0] = self.cell(gates, hiddens[0], cells[0])
             self.climb(hiddens, cells, uppers, biases)
@@ -370,10 +372,10 @@ class _Loops(nn.Module):
         hiddens = [empty_HN for _ in range(self.num_layers)]
         cells = [empty_HN for _ in range(self.num_layers)]
         weight_GH = self.first[: 4 * self.cells, : self.cells]
-        context = base_TGN.shape[0] - self.length if torch.jit.is_scripting() else self.context_length
+        context = base_TGN.shape[0] - self.length if torch.jit.is_scripting() else self.context_length  # type: ignore[attr-defined]
         for step in range(context):
             gates_GN = torch.matmul(weight_GH, hiddens[0]) + base_TGN[step, : 4 * self.cells]
-            hiddens[0], cells[0] = self.cell(gates_GN.chunk(4), hiddens[0], cells[0])
+            hiddens[0], cells[0] = self.cell(list(gates_GN.chunk(4)), hiddens[0], cells[0])
             self.climb(hiddens, cells, uppers, biases)
         return hiddens, cells
 

@@ -83,12 +83,16 @@ def train(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="What `penstock train` printed.")],
     output: Annotated[Path, typer.Option(help="Directory of the bundle to write.")],
+    inference_config: Annotated[
+        Path | None, typer.Option(help="DeepAR's default `configuration` of requests, a file of one JSON object.")
+    ] = None,
 ) -> None:
     """Write TorchScript, ONNX and the manifest; refuses when the graphs differ from the model."""
     from exporters.export import export as run  # noqa: PLC0415
 
+    configuration = _read_json_object(inference_config, "settings") if inference_config else None
     with _user_errors():
-        typer.echo(run(checkpoint, output))
+        typer.echo(run(checkpoint, output, configuration))
 
 
 @app.command()
@@ -217,6 +221,9 @@ def predict(
     content_type: Annotated[str | None, typer.Option(help="Default: guessed from the file's name.")] = None,
     accept: Annotated[str, typer.Option(help="Wanted media type of the answer.")] = "application/json",
     plot: Annotated[Path | None, typer.Option(help="Draw DeepAR's forecasts to this PNG.")] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a gateway that starts, and for the model to load.")
+    ] = 0.0,
 ) -> None:
     """Send one request over the SageMaker runtime protocol and print the answer."""
     import http.client  # noqa: PLC0415
@@ -228,9 +235,11 @@ def predict(
     with _user_errors():
         body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     guessed = content_type or mimetypes.guess_type(file.name)[0] or "application/json"
-    address = f"{url.rstrip('/')}/endpoints/{urllib.parse.quote(endpoint, safe='')}/invocations"
+    quoted = urllib.parse.quote(endpoint, safe="")
+    address = f"{url.rstrip('/')}/endpoints/{quoted}/invocations"
     if not address.startswith(("http://", "https://")):
         _fail(f"--url {url}: expected http://HOST:PORT or https://HOST:PORT")
+    _wait_for(quoted, url.rstrip("/"), wait)
     try:
         request = urllib.request.Request(address, body, {"Content-Type": guessed, "Accept": accept})  # noqa: S310
         with urllib.request.urlopen(request, timeout=70) as answer:  # noqa: S310
@@ -369,6 +378,20 @@ def main() -> None:
     app()
 
 
+def _wait_for(model: str, url: str, wait_s: float) -> None:
+    """Until the model is ready, or the time is over; then the request itself will tell why not."""
+    import time  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/v2/models/{model}/ready", timeout=10):  # noqa: S310
+                return
+        except OSError:
+            time.sleep(0.2)
+
+
 def _serving(settings: Settings) -> Coroutine[Any, Any, None]:
     if settings.processes > 1:
         from gateway.supervisor import run_several  # noqa: PLC0415
@@ -453,14 +476,14 @@ def _pairs(items: list[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def _read_json_object(path: Path, what: str = "hyperparameters") -> dict[str, Any]:
     with _user_errors():
         try:
             value = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected a JSON object of hyperparameters, found {type(value).__name__}")  # noqa: TRY004
+            raise ValueError(f"{path}: expected a JSON object of {what}, found {type(value).__name__}")  # noqa: TRY004
         return value
 
 

@@ -19,16 +19,18 @@ from trainers.run import ALGORITHMS
 __all__ = ["export"]
 
 
-def export(checkpoint: Path, output: Path) -> Path:
+def export(checkpoint: Path, output: Path, inference_configuration: dict[str, Any] | None = None) -> Path:
     """Write the bundle of a trained model and return `output`.
 
     Args:
         checkpoint: what `trainers.run.train` returned, or the output directory that it was given;
             or a fastText model file.
         output: a directory that does not exist yet, or is empty.
+        inference_configuration: of DeepAR, what holds for requests that say nothing of it.
 
     Raises:
-        ClientError: not a checkpoint, or there is something at `output` already.
+        ClientError: not a checkpoint, or there is something at `output` already; or a configuration that the algorithm
+            does not have.
         ParityError: an exported graph answers differently from the trained model; nothing is left behind.
     """
     if checkpoint.is_file():
@@ -41,7 +43,12 @@ def export(checkpoint: Path, output: Path) -> Path:
         return _write(checkpoint, description, output)
     if not (checkpoint / "model.json").is_file() and (checkpoint / "model" / "model.json").is_file():
         checkpoint /= "model"
-    return _write(checkpoint, _describe(checkpoint), output)
+    description = _describe(checkpoint)
+    if inference_configuration is not None:
+        if description["algorithm"] != "deepar":
+            raise ClientError(f"an inference configuration is DeepAR's; {checkpoint} is of {description['algorithm']}.")
+        description["inference_configuration"] = inference_configuration
+    return _write(checkpoint, description, output)
 
 
 def _write(checkpoint: Path, description: dict[str, Any], output: Path) -> Path:

@@ -15,6 +15,10 @@ __all__ = ["DeepAR", "build"]
 
 _NUM_SAMPLES = 50
 _LENGTHS = (24, 100, 400)
+_MOST_ANSWERS = 4 * len(_LENGTHS)
+"""Unlike ones that users of a protocol may get: an endpoint may mix versions, and counts may turn in other batches."""
+_CLOSE = 1e-3
+"""Of the largest value: paths feed on themselves, and batches of other sizes round otherwise."""
 
 
 class DeepAR:
@@ -31,6 +35,7 @@ class DeepAR:
         self, *, prediction_length: int, num_steps: tuple[int, int], num_noise: int, num_categories: int
     ) -> None:
         self.accept = "application/json"
+        self._known: dict[str, list[Array]] = {"body": [], "tensors": []}
         self._prediction_length = prediction_length
         self.bodies = [_body(length, num_categories) for length in _LENGTHS]
         self.tensors = [
@@ -45,17 +50,28 @@ class DeepAR:
             raise ValueError(f"expected one prediction of mean and quantiles, got {answer[:80]!r}") from error
         if mean.shape != (self._prediction_length,) or middle.shape != mean.shape or not np.isfinite(mean).all():
             raise ValueError(f"expected {self._prediction_length} finite numbers, got {mean.shape} and {middle.shape}")
-        return self._shape()
+        return self._seen("body", np.stack([mean, middle]))
 
     def check_tensors(self, outputs: Mapping[str, Array]) -> Array:
         samples = outputs.get("samples")
         if samples is None or samples.shape != (1, 4, self._prediction_length) or not np.isfinite(samples).all():
             raise ValueError(f"expected finite 'samples' of shape (1, 4, {self._prediction_length})")
-        return self._shape()
+        return self._seen("tensors", samples)
 
-    def _shape(self) -> Array:
-        # series and raw tensors are not the same input: only the form can be compared
-        return np.array([float(self._prediction_length)])
+    def _seen(self, way: str, values: Array) -> Array:
+        """The answer as it came first: seeds and noise are sent, so the same few answers must come for ever.
+
+        Raises:
+            ValueError: others keep coming.
+        """
+        known = self._known[way]
+        for each in known:
+            if np.abs(each - values).max() <= _CLOSE * np.abs(each).max():
+                return each
+        if len(known) == _MOST_ANSWERS:
+            raise ValueError(f"expected one of {len(known)} answers that came before: the same seed gave another one")
+        known.append(values)
+        return values
 
 
 def build(metadata: Mapping[str, Any], images: Path | None) -> DeepAR:  # noqa: ARG001

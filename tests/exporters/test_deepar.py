@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_the_bundle_says_what_serving_needs_and_its_forms_agree(bundles: dict[st
     bundles[name].verify()
     manifest = bundles[name].manifest
 
-    assert manifest.modes["predict"].placement == ["cpu"]
+    assert manifest.modes["predict"].placement == ["cpu", "gpu"]
     assert manifest.settings["time_freq"] == "H"
     assert manifest.graphs["model"].outputs[0].shape == [-1, -1, 4]
     assert len(manifest.parity) == 3
@@ -64,27 +65,68 @@ def test_the_golden_request_is_reproduced(bundles: dict[str, Bundle], name: str,
     check_golden(bundles[name], outcome)
 
 
+@pytest.mark.parametrize("name", [*LIKELIHOODS, "rich"])
 def test_series_samples_and_history_may_be_of_any_number(
-    bundles: dict[str, Bundle], checkpoints: dict[str, Path]
+    bundles: dict[str, Bundle], checkpoints: dict[str, Path], name: str
 ) -> None:
-    bundle = bundles["gaussian"]
+    bundle = bundles[name]
     session: Any = ort.InferenceSession(bundle.path / "model.onnx")
     script: Any = load_script(bundle.path / "model.pt")
-    sampler = load_sampler(checkpoints["gaussian"], json.loads((checkpoints["gaussian"] / "model.json").read_text()))
+    sampler = load_sampler(checkpoints[name], json.loads((checkpoints[name] / "model.json").read_text()))
+    settings: Any = bundle.manifest.settings
+    num_features, num_noise = bundle.manifest.graphs["model"].inputs[2].shape[2], settings["num_noise"]
     random = np.random.default_rng(0)
-    for series, samples, known in ((1, 1, 1), (4, 7, 3), (2, 30, 90), (9, 2, 1000)):
-        given = {
-            "target": random.uniform(1, 2, (series, known)).astype(np.float32),
+    for series, samples, known in ((1, 1, 0), (1, 1, 1), (4, 7, 3), (2, 30, 90), (9, 2, 1000)):
+        target = random.uniform(0, 1, (series, known)).astype(np.float32)
+        given: dict[str, Any] = {
+            "target": np.round(9 * target) if name == "negative-binomial" else target,
             "observed": np.ones((series, known), np.float32),
-            "features": random.normal(size=(series, 10, 5)).astype(np.float32),
-            "noise": uniform_noise((series, samples, 4, 2), random),
+            "features": random.normal(size=(series, 10, num_features)).astype(np.float32),
+            "noise": uniform_noise((series, samples, 4, num_noise), random),
         }
+        if name == "rich":
+            given["category"] = random.integers(0, (3, 2), (series, 2))
         tensors = [torch.from_numpy(each) for each in given.values()]
         expected = sampler(*tensors).numpy()
 
         assert expected.shape == (series, samples, 4)
         assert session.run(None, given)[0] == pytest.approx(expected, rel=1e-3, abs=1e-4)
         assert script(*tensors).numpy() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_torchscript_is_no_longer_for_a_longer_forecast(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    longer = write_checkpoint(tmp_path / "model", context_length=30, prediction_length=40)
+    paths = bundles["gaussian"].path, export(longer, tmp_path / "bundle")
+    scripts: list[Any] = [load_script(path / "model.pt") for path in paths]
+    few, many = (len(list(each.inlined_graph.nodes())) for each in scripts)
+
+    assert many < 1.2 * few
+
+
+def test_onnx_needs_no_operators_but_its_own(bundles: dict[str, Bundle]) -> None:
+    for bundle in bundles.values():
+        assert [each.domain for each in onnx.load(str(bundle.path / "model.onnx")).opset_import] == [""]
+
+
+def test_a_lone_path_may_turn_at_a_decision_but_not_each_time(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turning(times: int) -> None:
+        left = iter(range(times))
+
+        def errors(*_: object) -> dict[str, float]:
+            return {"TorchScript": 0.0, "ONNX": 0.0 if next(left, None) is None else 0.03}
+
+        monkeypatch.setattr("exporters.deepar._errors", errors)
+
+    turning(1)
+    assert export(checkpoints["negative-binomial"], tmp_path / "counts").exists()
+    turning(1)
+    with pytest.raises(ParityError, match=r"ONNX of graph 'model' strays by 0\.03 scales"):
+        export(checkpoints["gaussian"], tmp_path / "smooth")
+    turning(99)
+    with pytest.raises(ParityError, match=r"ONNX of graph 'model' strays by 0\.03 scales"):
+        export(checkpoints["negative-binomial"], tmp_path / "wrong")
 
 
 def test_a_graph_that_strays_is_not_exported(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from penstock import app
 from tests.forecasters import write_checkpoint
 from tests.gateway.conftest import TORCHSERVE
 from tests.gateway.live import EMBEDDED, LiveGateway, serving
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*torch\.jit\..* is deprecated:DeprecationWarning")
 
@@ -76,6 +82,24 @@ def test_seeded_paths_are_the_same_alone_and_in_a_crowd(store: Path) -> None:
     assert "'start' is missing" in bad.json()["Message"]
 
 
+def test_a_request_of_lines_is_configured_by_its_custom_attributes(store: Path) -> None:
+    line = json.dumps({"start": "2024-03-01", "target": [1, 2, 3], "id": "a"}).encode()
+    told = 'DEEPAR_INFERENCE_CONFIG={"num_samples": 3, "output_types": ["samples"], "forward_fields": ["id"]}'
+    with serving(store, EMBEDDED) as gateway:
+
+        def ask(attributes: str) -> httpx.Response:
+            headers = {"content-type": "application/jsonlines", "x-amzn-sagemaker-custom-attributes": attributes}
+            return httpx.post(f"{gateway.url}/endpoints/sales/invocations", content=line, headers=headers)
+
+        answer, wrong = ask(told), ask("DEEPAR_INFERENCE_CONFIG={num_samples}")
+
+    found = json.loads(answer.text)
+    assert np.array(found["samples"]).shape == (3, 4)
+    assert found["id"] == "a"
+    assert wrong.json()["OriginalStatusCode"] == 400
+    assert "custom attribute DEEPAR_INFERENCE_CONFIG" in wrong.json()["OriginalMessage"]
+
+
 def test_users_of_every_protocol_get_right_answers(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(store, EMBEDDED) as gateway:
         told = ["--url", gateway.url, "--grpc", gateway.grpc_target, "--users", "4", "--duration", "3"]
@@ -100,6 +124,41 @@ def test_predict_draws_what_the_gateway_forecasts(store: Path, tmp_path: Path) -
     assert nowhere.exit_code == 1
     assert "No such file" in nowhere.stderr
     assert nowhere.stderr.count("\n") == 1
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_the_commands_of_the_page_run_as_they_are_written(tmp_path: Path) -> None:
+    """But for fewer epochs, and ports that are free."""
+    pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
+    page = (_ROOT / "docs" / "algorithms" / "deepar.md").read_text()
+    commands = page.split("```sh\n")[1].split("```")[0]
+    assert "epochs=10" in commands
+    http, grpc, admin = (closed_port() for _ in range(3))
+    commands = commands.replace("epochs=10", "epochs=1").replace("--wait", f"--url http://127.0.0.1:{http} --wait")
+    python = sys.executable
+    script = "set -e\ntrap 'kill %1' ERR\n"
+    script += f'penstock() {{ {python} -m penstock "$@"; }}\npython() {{ {python} "$@"; }}\n'
+    ports = {"PENSTOCK_HTTP_PORT": http, "PENSTOCK_GRPC_PORT": grpc, "PENSTOCK_ADMIN_PORT": admin}
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)} | {name: str(port) for name, port in ports.items()}
+    ran = subprocess.run(
+        ["bash", "-mc", script + commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    forecast = json.loads(ran.stdout[ran.stdout.rindex('{"') :].splitlines()[0])
+    assert len(forecast["mean"]) == 24
+    assert (tmp_path / "forecast.png").stat().st_size > 1000
 
 
 @pytest.mark.torchserve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import orjson
 import pytest
 
 from exporters.export import export
+from formats import jsonlines
 from formats.envelope import Outcome, Prediction
 from handlers.algorithms import load_handler
 from handlers.deepar import CONFIGURATION_VARIABLE, DeepAR
-from handlers.graph import Runtime
+from handlers.graph import Array, Arrays, RunnableGraph, Runtime
 from handlers.handler import Handler
+from model_store.golden import check_golden, golden_prediction
 from model_store.store import Bundle
 from tests.forecasters import write_checkpoint
+from trainers.job import ClientError
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*torch\.jit\..* is deprecated:DeprecationWarning"),
@@ -95,9 +99,10 @@ def test_lines_are_answered_in_lines_in_order(handler: Handler) -> None:
     assert widths[0] < widths[2] < widths[1]
 
 
-def test_the_environment_configures_and_parameters_and_bodies_outweigh_it(bundles: dict[str, Bundle]) -> None:
+def test_the_environment_configures_and_attributes_and_bodies_outweigh_it(bundles: dict[str, Bundle]) -> None:
     environment = {CONFIGURATION_VARIABLE: '{"num_samples": 7, "output_types": ["samples"]}'}
     made = DeepAR(bundles["plain"], Runtime(), environment)
+    attributes = f'a=b,{CONFIGURATION_VARIABLE}={{"num_samples": 3}};INFERENCE_PREFERRED_MODE=predict'
 
     def shape_of(prediction: Prediction) -> tuple[int, ...]:
         outcome = only(made, prediction)
@@ -105,11 +110,112 @@ def test_the_environment_configures_and_parameters_and_bodies_outweigh_it(bundle
 
     line = orjson.dumps(SERIES)
     assert shape_of(ask(line, LINES)) == (7, 4)
-    assert shape_of(ask(line, LINES, **{CONFIGURATION_VARIABLE: '{"num_samples": 3}'})) == (3, 4)
+    assert shape_of(ask(line, LINES, custom_attributes=attributes)) == (3, 4)
     (found,) = predictions(made, [SERIES], num_samples=2)
     assert np.array(found["samples"]).shape == (2, 4)
     with pytest.raises(ValueError, match=CONFIGURATION_VARIABLE):
         DeepAR(bundles["plain"], Runtime(), {CONFIGURATION_VARIABLE: '{"num_samples": "x"}'})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        (f"{CONFIGURATION_VARIABLE}=x", f"custom attribute {CONFIGURATION_VARIABLE}: Expecting value"),
+        (f'{CONFIGURATION_VARIABLE}{{"seed": 1}}', "expected = and JSON text"),
+        (f'{CONFIGURATION_VARIABLE}={{"num_samples": 0}}', f"{CONFIGURATION_VARIABLE}.num_samples is 0, expected"),
+    ],
+)
+def test_attributes_that_configure_nothing_are_told(handler: Handler, attributes: str, text: str) -> None:
+    outcome = only(handler, ask(orjson.dumps(SERIES), LINES, custom_attributes=attributes))
+    assert text in outcome.error_message
+
+
+def test_a_bundle_configures_requests_that_say_nothing_and_the_environment_outweighs_it(
+    bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    given = {"output_types": ["samples"], "num_samples": 5, "minimum": 2.5}
+    bundle = Bundle.open(export(write_checkpoint(tmp_path / "model"), tmp_path / "bundle", given))
+    handlers = [DeepAR(bundle, Runtime(), env) for env in ({}, {CONFIGURATION_VARIABLE: '{"num_samples": 6}'})]
+    found = [np.array(orjson.loads(only(each, ask(orjson.dumps(SERIES), LINES)).body)["samples"]) for each in handlers]
+
+    assert [each.shape for each in found] == [(5, 4), (6, 4)]
+    assert min(each.min() for each in found) == 2.5
+    with pytest.raises(ClientError, match=r"inference configuration\.num_samples is 'x', expected an integer"):
+        export(tmp_path / "model", tmp_path / "other", {"num_samples": "x"})
+
+
+def test_no_default_changes_the_golden_answer(bundles: dict[str, Bundle]) -> None:
+    environment = {CONFIGURATION_VARIABLE: '{"minimum": 1e6, "forward_fields": ["start"]}'}
+    golden = golden_prediction(bundles["plain"])
+    assert golden is not None
+    check_golden(bundles["plain"], only(DeepAR(bundles["plain"], Runtime(), environment), golden))
+
+
+class Counting:
+    """The graph, and the shapes of the noise that it was given."""
+
+    def __init__(self, own: RunnableGraph) -> None:
+        self.own = own
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        self.shapes.append(inputs["noise"].shape)
+        return self.own.run(inputs)
+
+
+@pytest.fixture
+def counted(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    runs = handler._plans[""].runnable
+    counting = Counting(runs._own)  # type: ignore[attr-defined]
+    monkeypatch.setattr(runs, "_own", counting)
+    return counting
+
+
+def seeded(num_series: int, num_samples: int, seed: int = 3) -> Prediction:
+    configuration = {"num_samples": num_samples, "seed": seed, "output_types": ["samples"]}
+    instances = [SERIES | {"target": [level + 1.0] * 5} for level in range(num_series)]
+    return ask({"instances": instances, "configuration": configuration})
+
+
+def samples_of(outcome: Outcome) -> list[Any]:
+    assert outcome.ok, outcome.error_message
+    return [each["samples"] for each in orjson.loads(outcome.body)["predictions"]]
+
+
+def test_requests_of_unlike_numbers_of_samples_share_one_run(handler: Handler, counted: Counting) -> None:
+    batch = [seeded(3, 50), seeded(2, 100, seed=4), seeded(1, 49)]
+    together = handler.predict(batch)
+
+    assert counted.shapes == [(8, 50, 4, 2)]
+    for prediction, outcome in zip(batch, together, strict=True):
+        for ours, theirs in zip(samples_of(outcome), samples_of(only(handler, prediction)), strict=True):
+            assert np.array(ours) == pytest.approx(np.array(theirs), rel=1e-4, abs=1e-4)
+
+
+def test_what_is_computed_at_a_time_does_not_grow_with_requests(
+    handler: Handler, counted: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = samples_of(only(handler, seeded(7, 95)))
+    monkeypatch.setattr(handler._plans[""].runnable, "_most", 30)
+    counted.shapes.clear()
+    in_parts = samples_of(only(handler, seeded(7, 95)))
+
+    assert set(counted.shapes) == {(1, 30, 4, 2)}
+    assert len(counted.shapes) == 7 * 4
+    assert np.array(in_parts) == pytest.approx(np.array(whole), rel=1e-4, abs=1e-4)
+
+
+def test_a_body_is_parsed_once(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def parse(body: bytes) -> Any:
+        parsed.append(body)
+        return orjson.loads(body)
+
+    monkeypatch.setattr(jsonlines, "parse_json", parse)
+    predictions(handler, [SERIES | {"id": 4}], forward_fields=["id"])
+
+    assert len(parsed) == 1
 
 
 def test_one_seed_is_one_forecast_and_none_is_another_each_time(handler: Handler) -> None:
@@ -186,7 +292,15 @@ def test_gluonts_names_of_the_fields_are_taken_too(rich: Handler) -> None:
         ({"instances": [SERIES], "configuration": {"minimum": "0"}}, "'configuration'.minimum is '0'"),
         ({"instances": [SERIES], "configuration": {"minimum": 2, "maximum": 1}}, "minimum is 2, above"),
         ({"instances": [SERIES], "configuration": {"forward_fields": ["mean"]}}, "forward_fields is ['mean']"),
-        ({"instances": [SERIES] * 2000, "configuration": {"num_samples": 10000}}, "at most 50000000 in one request"),
+        (
+            {"instances": [SERIES] * 2000, "configuration": {"num_samples": 10000}},
+            "2000 instances x 10000 samples x 4 steps are 80000000 numbers; at most 50000000 in one request",
+        ),
+        (
+            {"instances": [SERIES] * 300, "configuration": {"num_samples": 10000, "output_types": ["samples"]}},
+            "are 12000000 numbers; at most 10000000 in one request of output_types 'samples'",
+        ),
+        (b'{"instances": [{"start": "2024-01-01\xff", "target": [1]}]}', "body: not valid JSON"),
         (b'{"instances": [{"start": "2024-01-01", "target": [NaN]}]}', "body"),
         (b'{"instances": [{"start": "2024-01-01", "target": [1e999]}]}', "target"),
     ],
@@ -199,10 +313,17 @@ def test_bad_input_is_named_by_instance_and_field(handler: Handler, body: object
     assert text in outcome.error_message
 
 
-def test_features_of_the_wrong_length_are_told_with_both_lengths(rich: Handler) -> None:
-    instance = SERIES | {"cat": [0, 1], "dynamic_feat": [[0.0] * 4]}
+@pytest.mark.parametrize("length", [0, 3, 4, 7, 9])
+@pytest.mark.parametrize("field", ["dynamic_feat", "feat_dynamic_real"])
+def test_features_of_the_wrong_length_are_told_with_both_lengths(rich: Handler, field: str, length: int) -> None:
+    instance = SERIES | {"cat": [0, 1], field: [[0.0] * length]}
     outcome = only(rich, ask({"instances": [instance]}))
-    assert "has 4 values a row; expected 8" in outcome.error_message
+    assert f"'dynamic_feat'[0] has {length} values; expected 8, the 4 of 'target' and 4 of" in outcome.error_message
+
+
+def test_a_line_that_is_not_utf8_is_told(handler: Handler) -> None:
+    outcome = only(handler, ask(orjson.dumps(SERIES) + b'\n{"start": "\xff"}', LINES))
+    assert "line 2: not valid JSON" in outcome.error_message
 
 
 def test_ten_thousand_series_are_one_request(handler: Handler) -> None:

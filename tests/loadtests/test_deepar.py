@@ -36,6 +36,21 @@ def test_series_of_the_models_form_are_sent() -> None:
     workload.check_tensors({"samples": np.zeros((1, 4, 4), np.float32)})
 
 
+def test_a_seed_must_give_the_same_answer_each_time() -> None:
+    workload = load_workload(METADATA, None)
+
+    def answer(level: float) -> bytes:
+        return json.dumps({"predictions": [{"mean": [level] * 4, "quantiles": {"0.5": [level] * 4}}]}).encode()
+
+    first = workload.check_body(answer(10))
+    assert workload.check_body(answer(10.001)) is first
+    assert np.abs(workload.check_body(answer(11)) - first).max() == 1  # of another request: `Neighbours` compares
+    levels = iter(range(20, 40))
+    with pytest.raises(ValueError, match="the same seed gave another one"):
+        list(map(workload.check_body, map(answer, levels)))
+    assert workload.check_body(answer(10)) is first
+
+
 @pytest.mark.parametrize(
     "answer", [b"[]", b'{"predictions": []}', b'{"predictions": [{"mean": [1], "quantiles": {"0.5": [1]}}]}', b"x"]
 )

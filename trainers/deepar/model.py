@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -238,7 +239,11 @@ class Sampler(nn.Module):
     """Paths of the future by ancestral sampling, all series and samples at once.
 
     What is the same for all samples of a series is computed once for it. Rows lie along the last axis, so that gates
-    are contiguous blocks and a lag is a row that is there already.
+    are contiguous blocks and a lag is a row that is there already. It works with the weights that the network has when
+    it is made.
+
+    Attributes:
+        loops: its steps, for which `script_loops` makes TorchScript that is as long for a hundred steps as for one.
     """
 
     def __init__(self, network: Network) -> None:
@@ -246,10 +251,20 @@ class Sampler(nn.Module):
         sizes = network.sizes
         self.network = network
         self.likelihood = network.likelihood
-        # as buffers, for what a traced graph makes while it runs would stay on the device that it was traced on
+        self.loops: nn.Module = _Loops(network)
         self.lag_ats = nn.Buffer(torch.tensor(sizes.lags), persistent=False)
         context_C1 = torch.arange(sizes.lags[-1], sizes.history)[:, None]
         self.context_ats = nn.Buffer(context_C1 - self.lag_ats, persistent=False)
+
+    def script_loops(self, sample: tuple[Tensor, ...]) -> None:
+        """Keep loops over steps as loops, where tracing would unroll them; `sample` is what `forward` takes."""
+        noise_NSPW = sample[3]
+        rows_R = torch.ones(noise_NSPW.shape[0] * noise_NSPW.shape[1])
+        raw_KR = torch.ones(self.likelihood.num_parameters, len(rows_R))
+        noise_WR = noise_NSPW[:, :, 0].permute(2, 0, 1).flatten(1)
+        loops: Any = _Loops(self.network)
+        loops.draw = torch.jit.trace(loops.draw, (raw_KR, rows_R, noise_WR), check_trace=False)
+        self.loops = torch.jit.script(loops)
 
     def forward(
         self,
@@ -277,94 +292,140 @@ class Sampler(nn.Module):
         scaled_NT = target_NT / scale_N1
         static_NE = network.static_of(scale_N1, category_NK)
         restless_N1 = network.restlessness_of(scaled_NT[:, -context:], observed_NT[:, -context:])
-        states = self._read_context(scaled_NT, features_NTF, static_NE)
-        return self._forecast(scaled_NT, features_NTF, static_NE, states, noise_NSPW, scale_N1, restless_N1)
+        base_TGN = self._bases(scaled_NT, features_NTF, static_NE, restless_N1)
+        samples_NSP: Tensor = self.loops(base_TGN, noise_NSPW, scale_N1, network.units_of(restless_N1))
+        return samples_NSP
 
-    def _read_context(self, scaled_NT: Tensor, features_NTF: Tensor, static_NE: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The states of all layers behind the context, each (H, N)."""
-        network, sizes = self.network, self.network.sizes
-        lagged_NTL = scaled_NT[:, self.context_ats]
-        features_NCF = features_NTF[:, : sizes.context_length]
-        static_NCE = static_NE[:, None].expand(-1, sizes.context_length, -1)
-        given_TIN = torch.cat([lagged_NTL, features_NCF, static_NCE], dim=2).permute(1, 2, 0)
-        states = []
-        for weight_ih, weight_hh, bias in zip(network.weight_ih, network.weight_hh, network.bias, strict=True):
-            gates_TGN = torch.matmul(weight_ih, given_TIN) + bias[:, None]
-            hidden_HN = cell_HN = torch.zeros_like(gates_TGN[0, : sizes.num_cells])
-            outputs = []
-            for step in range(sizes.context_length):
-                hidden_HN, cell_HN = self._cell(gates_TGN[step] + weight_hh @ hidden_HN, hidden_HN, cell_HN)
-                outputs.append(hidden_HN)
-            given_TIN = torch.stack(outputs)
-            states.append((hidden_HN, cell_HN))
-        return states
+    def _bases(self, scaled_NT: Tensor, features_NTF: Tensor, static_NE: Tensor, restless_N1: Tensor) -> Tensor:
+        """What is known beforehand adds to the first layer's gates and, below, to the forecast directly.
 
-    def _forecast(
-        self,
-        scaled_NT: Tensor,
-        features_NTF: Tensor,
-        static_NE: Tensor,
-        states: list[tuple[Tensor, Tensor]],
-        noise_NSPW: Tensor,
-        scale_N1: Tensor,
-        restless_N1: Tensor,
-    ) -> Tensor:
+        (C + P, G + parameters, N): of lags that reach behind the forecast's start, features, categories, biases.
+        """
         network, sizes = self.network, self.network.sizes
-        num_lags, length, num_gates = len(sizes.lags), sizes.prediction_length, 4 * sizes.num_cells
-        # what inputs add to the first layer's gates and, below, to the forecast directly
         line_KL, constant_K = network.line()
-        direct_KI = functional.pad(line_KL, [0, network.weight_ih[0].shape[1] - num_lags])
+        direct_KI = functional.pad(line_KL, [0, network.weight_ih[0].shape[1] - len(sizes.lags)])
         weight_GI = torch.cat([network.weight_ih[0], direct_KI], dim=0)
-        bias_G = torch.cat([network.bias[0], constant_K], dim=0)
-        weight_GH = torch.cat([network.weight_hh[0], torch.zeros_like(network.head.weight)], dim=0)
-        samples_like_NS = torch.zeros_like(noise_NSPW[:, :, 0, 0])
+        bias_G1 = torch.cat([network.bias[0], constant_K], dim=0)[:, None]
+        restless_GN = functional.pad(network.restless[:, None] * restless_N1.t(), [0, 0, 4 * sizes.num_cells, 0])
+        length = sizes.context_length + sizes.prediction_length
+        # targets to come count as 0 here: each path has its own
+        known_NT = functional.pad(scaled_NT, [0, sizes.prediction_length])
+        steps_T1 = torch.arange(sizes.lags[-1], sizes.lags[-1] + length, device=scaled_NT.device)[:, None]
+        lagged_NTL = known_NT[:, steps_T1 - self.lag_ats]
+        static_NTE = static_NE[:, None].expand(-1, length, -1)
+        given_TIN = torch.cat([lagged_NTL, features_NTF, static_NTE], dim=2).permute(1, 2, 0)
+        return torch.matmul(weight_GI, given_TIN) + (bias_G1 + restless_GN)
 
-        def rows(series_HN: Tensor) -> Tensor:
-            """(H, R): each series' column once for each of its samples."""
-            return (series_HN[:, :, None] + samples_like_NS).flatten(1)
 
-        states = [(rows(hidden), rows(cell)) for hidden, cell in states]
-        scale_R = rows(scale_N1.t())[0]
-        units_KR = rows(network.units_of(restless_N1).t())
+class _Loops(nn.Module):
+    """Reads the context of each series, then goes on along its paths; TorchScript can compile it."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        sizes = network.sizes
+        self.cells, self.num_layers, self.share = sizes.num_cells, sizes.num_layers, sizes.dropout_rate
+        self.context_length, self.length = sizes.context_length, sizes.prediction_length
+        self.num_parameters = network.likelihood.num_parameters
+        self.lags = [lag for lag in sizes.lags if lag < sizes.prediction_length]
+        """Those that paths are met by before they end."""
+        self.num_met = [sum(lag <= step for lag in self.lags) for step in range(self.length)]
+        line_KL, _ = network.line()
+        # zoneout leaves hidden states in units of the share that does not stay
+        new = 1 - self.share
+        joint = torch.cat([new * network.weight_hh[0], network.weight_ih[0][:, : len(self.lags)]], dim=1)
+        past = functional.pad(line_KL[:, : len(self.lags)], [self.cells, 0])
+        self.first = nn.Buffer(torch.cat([joint, past]).detach())
+        shape = (self.num_layers - 1, 4, self.cells, 2 * self.cells)
+        upper = [torch.cat(each, dim=1) for each in zip(network.weight_hh[1:], network.weight_ih[1:], strict=True)]
+        self.upper = nn.Buffer(new * torch.stack(upper).view(shape).detach() if upper else torch.zeros(shape))
+        biases = [bias.view(4, self.cells, 1) for bias in network.bias[1:]]
+        self.bias = nn.Buffer(torch.stack(biases).detach() if biases else torch.zeros(0, 4, self.cells, 1))
+        self.head_weight = nn.Buffer(new * network.head.weight.detach())
+        self.head_bias = nn.Buffer(network.head.bias[:, None].detach())
+        self.draw = _Draw(network)
+
+    def forward(self, base_TGN: Tensor, noise_NSPW: Tensor, scale_N1: Tensor, units_NK: Tensor) -> Tensor:
+        """(N, S, P): see `Sampler`."""
+        # cut once: ONNX would keep a copy for each step
+        firsts = [self.first[:, : self.cells + met] for met in range(len(self.lags) + 1)]
+        uppers = [list(layer.unbind(0)) for layer in self.upper.unbind(0)]
+        biases = [list(layer.unbind(0)) for layer in self.bias.unbind(0)]
+        hiddens, cells = self.read(base_TGN, uppers, biases)
+        like_NS = noise_NSPW[:, :, 0, 0] * 0.0
+        hiddens = [self.rows(each, like_NS) for each in hiddens]
+        cells = [self.rows(each, like_NS) for each in cells]
+        scale_R = self.rows(scale_N1.t(), like_NS)[0]
+        units_KR = self.rows(units_NK.t(), like_NS)
         noise_PWR = noise_NSPW.permute(2, 3, 0, 1).flatten(2)
-        always_PIN = torch.cat(
-            [features_NTF[:, sizes.context_length :], static_NE[:, None].expand(-1, length, -1)], dim=2
-        ).permute(1, 2, 0)
-        restless_GN = functional.pad(network.restless[:, None] * restless_N1.t(), [0, 0, num_gates, 0])
-        base_PGN = torch.matmul(weight_GI[:, num_lags:], always_PIN) + (bias_G[:, None] + restless_GN)
+        num_series, num_samples = noise_NSPW.shape[0], noise_NSPW.shape[1]
         paths: list[Tensor] = []
+        # a number that is not known beforehand: TorchScript would unroll the loop
+        length = noise_NSPW.shape[2] if torch.jit.is_scripting() else self.length  # type: ignore[attr-defined]
         for step in range(length):
-            # lags that reach behind the forecast's start are known, and the same for all samples
-            num_met = sum(lag <= step for lag in sizes.lags)
-            base_GN = base_PGN[step]
-            if num_met < num_lags:
-                ats = sizes.history + step - self.lag_ats[num_met:]
-                base_GN = base_GN + weight_GI[:, num_met:num_lags] @ scaled_NT[:, ats].t()
-            parts = [states[0][0], *(paths[step - lag][None] for lag in sizes.lags[:num_met])]
-            joint_GI = torch.cat([weight_GH, weight_GI[:, :num_met]], dim=1)
-            first_GR = joint_GI @ torch.cat(parts, dim=0) + rows(base_GN)
-            states[0] = self._cell(first_GR[:num_gates], *states[0])
-            for layer in range(1, sizes.num_layers):
-                joint_GI = torch.cat([network.weight_hh[layer], network.weight_ih[layer]], dim=1)
-                gates_GR = joint_GI @ torch.cat([states[layer][0], states[layer - 1][0]], dim=0)
-                states[layer] = self._cell(gates_GR + network.bias[layer][:, None], *states[layer])
-            layers_KR = network.head.weight @ states[-1][0] + network.head.bias[:, None]
-            raw_KR = layers_KR * units_KR + first_GR[num_gates:]
-            fit = self.likelihood.spread_out(self.likelihood.parameters_of(list(raw_KR.unbind(0))), network.spread)
-            paths.append(self.likelihood.sample(fit, scale_R, list(noise_PWR[step].unbind(0))))
+            met = self.num_met[step]
+            parts = [hiddens[0]]
+            parts += [paths[step - self.lags[place]][None] for place in range(met)]
+            first_GR = torch.matmul(firsts[met], torch.cat(parts, dim=0))
+            first_GNS = first_GR.view(-1, num_series, num_samples) + base_TGN[self.context_length + step][:, :, None]
+            first_GR = first_GNS.view(self.first.shape[0], -1)
+            gates = first_GR.split([self.cells, self.cells, self.cells, self.cells, self.num_parameters])
+            hiddens[0], cells[0] = self.cell(gates, hiddens[0], cells[0])
+            self.climb(hiddens, cells, uppers, biases)
+            layers_KR = torch.addmm(self.head_bias, self.head_weight, hiddens[-1])
+            paths.append(self.draw(layers_KR * units_KR + gates[4], scale_R, noise_PWR[step]))
         samples_RP = torch.stack(paths, dim=1) * scale_R[:, None]
-        return samples_RP.view(noise_NSPW.shape[0], noise_NSPW.shape[1], length)
+        return samples_RP.view(num_series, num_samples, self.length)
 
-    def _cell(self, gates_GR: Tensor, hidden_HR: Tensor, cell_HR: Tensor) -> tuple[Tensor, Tensor]:
+    def read(
+        self, base_TGN: Tensor, uppers: list[list[Tensor]], biases: list[list[Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The states of all layers behind the context, each (H, N)."""
+        empty_HN = torch.zeros_like(base_TGN[0, : self.cells])
+        hiddens = [empty_HN for _ in range(self.num_layers)]
+        cells = [empty_HN for _ in range(self.num_layers)]
+        weight_GH = self.first[: 4 * self.cells, : self.cells]
+        context = base_TGN.shape[0] - self.length if torch.jit.is_scripting() else self.context_length  # type: ignore[attr-defined]
+        for step in range(context):
+            gates_GN = torch.matmul(weight_GH, hiddens[0]) + base_TGN[step, : 4 * self.cells]
+            hiddens[0], cells[0] = self.cell(list(gates_GN.chunk(4)), hiddens[0], cells[0])
+            self.climb(hiddens, cells, uppers, biases)
+        return hiddens, cells
+
+    def climb(
+        self, hiddens: list[Tensor], cells: list[Tensor], uppers: list[list[Tensor]], biases: list[list[Tensor]]
+    ) -> None:
+        """One step of all layers but the first."""
+        for layer in range(1, self.num_layers):
+            given = torch.cat([hiddens[layer], hiddens[layer - 1]], dim=0)
+            # four products, for ONNX Runtime would copy what it cuts
+            gates = [torch.addmm(biases[layer - 1][gate], uppers[layer - 1][gate], given) for gate in range(4)]
+            hiddens[layer], cells[layer] = self.cell(gates, hiddens[layer], cells[layer])
+
+    def cell(self, gates: list[Tensor], hidden_HR: Tensor, cell_HR: Tensor) -> tuple[Tensor, Tensor]:
         """One step of an LSTM. Zoneout's expectation: a share of the old state stays (Krueger et al. 2017)."""
-        sizes = self.network.sizes
-        share, cells = sizes.dropout_rate, sizes.num_cells
-        opened_HR = torch.sigmoid(gates_GR[: 3 * cells])
-        new_HR = opened_HR[cells : 2 * cells] * cell_HR + opened_HR[:cells] * torch.tanh(gates_GR[3 * cells :])
-        output_HR = opened_HR[2 * cells :] * torch.tanh(new_HR)
-        if not share:
+        opened, forgot, shown = torch.sigmoid(gates[0]), torch.sigmoid(gates[1]), torch.sigmoid(gates[2])
+        new_HR = forgot * cell_HR + opened * torch.tanh(gates[3])
+        output_HR = shown * torch.tanh(new_HR)
+        if self.share == 0.0:
             return output_HR, new_HR
-        return output_HR + share * (hidden_HR - output_HR), new_HR + share * (cell_HR - new_HR)
+        return output_HR + self.share * hidden_HR, new_HR + self.share * (cell_HR - new_HR)
+
+    def rows(self, series_HN: Tensor, like_NS: Tensor) -> Tensor:
+        """(H, R): each series' column once for each of its samples."""
+        return (series_HN[:, :, None] + like_NS).flatten(1)
+
+
+class _Draw(nn.Module):
+    """Samples of one step, from what the network says of them."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.likelihood = network.likelihood
+        self.spread = nn.Buffer(network.spread.clone())
+
+    def forward(self, raw_KR: Tensor, scale_R: Tensor, noise_WR: Tensor) -> Tensor:
+        fit = self.likelihood.spread_out(self.likelihood.parameters_of(list(raw_KR.unbind(0))), self.spread)
+        return self.likelihood.sample(fit, scale_R, list(noise_WR.unbind(0)))
 
 
 def _bias(cells: int, bound: float) -> Tensor:

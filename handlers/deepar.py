@@ -19,7 +19,7 @@ from formats import jsonlines
 from formats.content_types import media_type_of
 from formats.envelope import Prediction
 from formats.errors import BackendFailed, CorruptBundle, InvalidBody, InvalidRequest
-from formats.forecasting import Configuration, Horizon, answers, graph_inputs, uniform_noise
+from formats.forecasting import Configuration, Horizon, PathNoise, answers, graph_inputs
 from formats.time_frequency import Frequency
 from formats.timeseries import Series, parse_series
 from handlers.graph import Array, Arrays, RunnableGraph, Runtime
@@ -213,15 +213,18 @@ class _Noise:
     def __init__(self, wishes: Sequence[_Wish], step: tuple[int, int]) -> None:
         self._wishes, self._step = wishes, step
         self._wish: _Wish | None = None
-        self._random = np.random.default_rng()
+        self._paths: PathNoise | None = None
 
     def of(self, blocks: Sequence[_Block], width: int) -> Array:
         """(B, D, P, W) float32; padding is 0.5."""
         parts = []
         for (wish, size), alike in groupby(blocks, lambda block: (self._wishes[block.row], block.size)):
             if wish is not self._wish:
-                self._wish, self._random = wish, np.random.default_rng(wish.wanted.seed)
-            drawn = uniform_noise((len(list(alike)), size, *self._step), self._random)
+                self._wish = wish
+                self._paths = PathNoise(wish.wanted.num_samples, *self._step, np.random.default_rng(wish.wanted.seed))
+            assert self._paths is not None
+            count = len(list(alike))
+            drawn = self._paths.draw(count * size).reshape(count, size, *self._step)
             if size < width:
                 padded = np.full((len(drawn), width, *self._step), 0.5, np.float32)
                 padded[:, :size] = drawn

@@ -252,9 +252,9 @@ class Sampler(nn.Module):
         self.network = network
         self.likelihood = network.likelihood
         self.loops: nn.Module = _Loops(network)
-        self.lag_ats = nn.Buffer(torch.tensor(sizes.lags), persistent=False)
-        context_C1 = torch.arange(sizes.lags[-1], sizes.history)[:, None]
-        self.context_ats = nn.Buffer(context_C1 - self.lag_ats, persistent=False)
+        # a buffer, for what a traced graph makes while it runs would stay on the device that it was traced on
+        steps_T1 = torch.arange(sizes.lags[-1], sizes.history + sizes.prediction_length)[:, None]
+        self.lagged_ats = nn.Buffer(steps_T1 - torch.tensor(sizes.lags), persistent=False)
 
     def script_loops(self, sample: tuple[Tensor, ...]) -> None:
         """Keep loops over steps as loops, where tracing would unroll them; `sample` is what `forward` takes."""
@@ -310,8 +310,7 @@ class Sampler(nn.Module):
         length = sizes.context_length + sizes.prediction_length
         # targets to come count as 0 here: each path has its own
         known_NT = functional.pad(scaled_NT, [0, sizes.prediction_length])
-        steps_T1 = torch.arange(sizes.lags[-1], sizes.lags[-1] + length, device=scaled_NT.device)[:, None]
-        lagged_NTL = known_NT[:, steps_T1 - self.lag_ats]
+        lagged_NTL = known_NT[:, self.lagged_ats]
         static_NTE = static_NE[:, None].expand(-1, length, -1)
         given_TIN = torch.cat([lagged_NTL, features_NTF, static_NTE], dim=2).permute(1, 2, 0)
         return torch.matmul(weight_GI, given_TIN) + (bias_G1 + restless_GN)

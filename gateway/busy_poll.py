@@ -2,9 +2,9 @@
 
 A process that sleeps is woken 30 to 60 us after a request has arrived, and finds its caches cold: half of what a small
 model costs one client that asks again and again. So while one connection's requests follow its answers within a
-fraction of a millisecond, the event loop keeps looking (as Linux's busy polling of sockets does), for at most twice that time
-after the last one. Requests further apart never cost a look, and neither do several connections at once: they leave
-little time to sleep anyway, and the processors that the looking takes are needed.
+fraction of a millisecond, the event loop keeps looking (as Linux's busy polling of sockets does), for at most twice
+that time after the last one. Requests further apart never cost a look, and neither do several connections at once: they
+leave little time to sleep anyway, and the processors that the looking takes are needed.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 
 The model is DeepAR's default, two layers of 40 cells and Student's t, hourly, with as much context as forecast; its
 weights are drawn, which takes as long as learned ones. WORK keeps its bundle. `graph` is a bare run of the exported
-graph on inputs that lie ready, all series at once. `eager` is the same network in PyTorch, step by step, one series after the
-other, as the original is said to forecast; PEERS is an environment with `gluonts[torch]`, whose DeepAR of the same
-sizes is asked the same two ways. Medians; the largest ratio is to the slowest of the ways that are not ours.
+graph on inputs that lie ready, all series at once. `eager` is the same network in PyTorch, step by step, one series
+after the other, as the original is said to forecast; PEERS is an environment with `gluonts[torch]`, whose DeepAR of the
+same sizes is asked the same two ways. Medians.
 """
 
 from __future__ import annotations

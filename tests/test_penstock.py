@@ -288,6 +288,14 @@ def test_predict_without_a_gateway_says_so(body: Path) -> None:
     assert complaint("predict", "m", body, "--url", url).startswith(f"no gateway at {url}: ")
 
 
+def test_predict_waits_as_long_as_it_is_told(body: Path) -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    began = time.monotonic()
+
+    assert complaint("predict", "m", body, "--url", url, "--wait", "0.5").startswith(f"no gateway at {url}: ")
+    assert time.monotonic() - began > 0.5
+
+
 def test_predict_against_something_else_says_so(body: Path) -> None:
     """A server that closes the connection without an answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:

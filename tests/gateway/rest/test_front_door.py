@@ -35,24 +35,6 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
         yield gateway
 
 
-@pytest.fixture
-def connect(door: LiveGateway) -> Iterator[Callable[[], Wire]]:
-    wires: list[Wire] = []
-
-    def open_one() -> Wire:
-        wires.append(Wire(door.http_port))
-        return wires[-1]
-
-    yield open_one
-    for wire in wires:
-        wire.close()
-
-
-@pytest.fixture
-def wire(connect: Callable[[], Wire]) -> Wire:
-    return connect()
-
-
 # what must work
 
 

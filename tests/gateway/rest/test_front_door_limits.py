@@ -46,24 +46,6 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
         yield gateway
 
 
-@pytest.fixture
-def connect(door: LiveGateway) -> Iterator[Callable[[], Wire]]:
-    wires: list[Wire] = []
-
-    def open_one() -> Wire:
-        wires.append(Wire(door.http_port))
-        return wires[-1]
-
-    yield open_one
-    for wire in wires:
-        wire.close()
-
-
-@pytest.fixture
-def wire(connect: Callable[[], Wire]) -> Wire:
-    return connect()
-
-
 def drip(wire: Wire, piece: bytes, *, seconds: float) -> bool:
     """Send a piece again and again, with pauses that are allowed; False once the other side has closed."""
     give_up = time.monotonic() + seconds

@@ -81,18 +81,11 @@ def test_the_memory_is_bounded() -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     store = tmp_path_factory.mktemp("heads") / "store"
     publish_tiny(store)
     with serving(store, POOL, top="max_body_bytes = 100_000\n") as live:
         yield live
-
-
-@pytest.fixture
-def wire(gateway: LiveGateway) -> Iterator[Wire]:
-    wire = Wire(gateway.http_port)
-    yield wire
-    wire.close()
 
 
 def answers(answer: Answer, shade: int) -> bool:
@@ -164,11 +157,11 @@ def test_a_known_head_behind_an_unanswered_request_waits_for_its_turn(wire: Wire
         asking(b""),
     ],
 )
-def test_the_second_time_a_request_is_answered_as_the_first_time(gateway: LiveGateway, request_: bytes) -> None:
+def test_the_second_time_a_request_is_answered_as_the_first_time(door: LiveGateway, request_: bytes) -> None:
     """Whatever is odd about it: on connections of their own, for some of them end theirs."""
     statuses = []
     for _ in range(3):
-        wire = Wire(gateway.http_port)
+        wire = Wire(door.http_port)
         wire.send(request_)
         answer = wire.answer()
         statuses.append((answer.status, answer.headers.get("connection"), answer.body))

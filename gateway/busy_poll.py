@@ -46,7 +46,6 @@ class BusyPoll:
         # another process that wants this core gets it: the sender of the next request may be one
         self._make_way = getattr(os, "sched_yield", lambda: None)
 
-    @property
     def lone(self) -> bool:
         """One connection asks again and again, and no other."""
         return self._mean_gap < self._gap_s

@@ -210,7 +210,7 @@ class Gateway:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         factory = find_backend(settings.backend)
         backend = factory(name, settings, run_dir, partial(self._metrics.event, name))
-        return Pool(name, settings, backend, time.monotonic, lone=lambda: self._poll.lone)
+        return Pool(name, settings, backend, time.monotonic, lone=self._poll.lone)
 
     async def _start_pool(self, pool: Pool) -> None:
         await pool.backend.start()

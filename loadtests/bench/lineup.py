@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -101,14 +102,14 @@ def _raw(_: str, directory: Path, case: Case) -> RawLimit:
 _IN_PROCESS = "models in the gateway's processes (`workers = 0`)"
 _TENSORS = frozenset({"mlp", "mean", "resnet18"})
 _INSIDE = {"POOLS__CPU__WORKERS": "0"}
-_SEVERAL = {**_INSIDE, "PROCESSES": str(CORES)}
+_SEVERAL = {**_INSIDE, "PROCESSES": str(CORES), "POOLS__CPU__CPUS": json.dumps(list(range(CORES)))}
 _TINY = frozenset({"mlp-json", "mlp-oip", "mlp-grpc"})
 _TINY_FEW = _TINY - {"mlp-oip"}
 _TINY_JSON = frozenset({"mlp-json"})
 _FEW = (1, 8, 32)
 _EVERY = (
     Contestant(
-        "penstock", "Penstock", _penstock(_SEVERAL), f"{CORES} processes on one port, {_IN_PROCESS}.",
+        "penstock", "Penstock", _penstock(_SEVERAL), f"{CORES} processes on one port, each bound to a core, {_IN_PROCESS}.",
         _ALL, connections=(*CONNECTIONS, MANY),
     ),
     Contestant(

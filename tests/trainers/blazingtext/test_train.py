@@ -94,9 +94,11 @@ def test_words_that_share_neighbours_become_alike(tmp_path: Path, mode: str, sub
 
     lines = (model / "vectors.txt").read_text().splitlines()
     rows = {line.split()[0]: np.array(line.split()[1:], float) for line in lines[1:]}
-    unit = {word: row / np.linalg.norm(row) for word, row in rows.items()}
+    # less what all words have in common, which is most of it after so few sentences, and varies with the threads' luck
+    own = {word: row - np.mean(list(rows.values()), axis=0) for word, row in rows.items()}
+    unit = {word: row / np.linalg.norm(row) for word, row in own.items()}
     assert lines[0] == f"{len(rows)} 20"
-    assert unit["king"] @ unit["queen"] > unit["king"] @ unit["apple"] + 0.3
+    assert unit["king"] @ unit["queen"] > unit["king"] @ unit["apple"] + 0.8
 
 
 def test_the_binary_holds_the_vectors_of_the_text(tmp_path: Path) -> None:

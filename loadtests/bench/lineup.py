@@ -109,7 +109,8 @@ _TINY_JSON = frozenset({"mlp-json"})
 _FEW = (1, 8, 32)
 _EVERY = (
     Contestant(
-        "penstock", "Penstock", _penstock(_SEVERAL), f"{CORES} processes on one port, each bound to a core, {_IN_PROCESS}.",
+        "penstock", "Penstock", _penstock(_SEVERAL),
+        f"{CORES} processes on one port, each bound to a core, {_IN_PROCESS}.",
         _ALL, connections=(*CONNECTIONS, MANY),
     ),
     Contestant(

@@ -24,7 +24,10 @@ class CallTiming:
         self.launched = launched
         self.landed = landed
         self.stages = stages
-        self.hop = max(landed - launched - sum(stages or ()), 0.0)
+        hop = landed - launched
+        if stages is not None:
+            hop -= stages.pre + stages.graph + stages.post
+        self.hop = max(hop, 0.0)
         """Seconds of the call that the handler did not use: the way there and back, and waiting on the other side."""
         self.keeper = keeper
         self._text = b""

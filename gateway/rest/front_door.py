@@ -111,6 +111,8 @@ class FrontDoor(RefusingConnection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # an answer goes out when it is written, and not at the end of the loop's turn, behind all that is kept of it
+        transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self._door.settings.max_connections:
             self._turn_away()
 

@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -37,11 +37,11 @@ _INTEGER_RANGES = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if
 
 def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
     """`POST /v2/models/{model}[/versions/{version}]/infer`."""
-    parts = request.path.split("/")
-    name, version = parts[3], parts[5] if parts[4] == "versions" else ""
-    deployment = router.deployment(name, version)
+    asked = _asked(request)
+    name = asked.name
+    deployment = router.deployment(name, asked.version)
     request.endpoint = deployment.manifest.name
-    header, binary = _split(request)
+    header, binary = _split(request.body, asked.json_size)
     if header is None:
         header, tensors = {}, [_raw_input(deployment, binary)]
     else:
@@ -61,7 +61,7 @@ def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> N
         checked=True,
         deadline=deadline_of(request.received, timeout_s, parameters.get("timeout")),
         request_id=identifier or request_id(request),
-        traceparent=request.header(b"traceparent"),
+        traceparent=asked.traceparent,
     )
 
     def deliver(outcome: Outcome, timing: Timing | None) -> None:
@@ -82,16 +82,35 @@ def error_response(error: PenstockError) -> Response:
     return Response(status, headers, orjson.dumps({"error": str(error)}))
 
 
-def _split(request: Request) -> tuple[dict[str, Any] | None, memoryview]:
-    """The JSON part and the tensors behind it; no JSON at all for a raw binary request."""
-    text = request.header(_HEADER_LENGTH)
+class _Asked(NamedTuple):
+    """What path and headers say."""
+
+    name: str
+    version: str
+    json_size: str
+    traceparent: str
+
+
+def _asked(request: Request) -> _Asked:
+    """Read once for all requests that repeat them."""
+    asked: _Asked | None = request.head.asked
+    if asked is None:
+        parts = request.path.split("/")
+        version = parts[5] if parts[4] == "versions" else ""
+        json_size, traceparent = request.header(_HEADER_LENGTH), request.header(b"traceparent")
+        asked = request.head.asked = _Asked(parts[3], version, json_size, traceparent)
+    return asked
+
+
+def _split(sent: bytes, text: str) -> tuple[dict[str, Any] | None, memoryview]:
+    """The JSON part, `text` bytes of it, and the tensors behind; no JSON at all for a raw binary request."""
     if not text:
-        return _load_json(request.body), _NO_BYTES
-    body = memoryview(request.body)
+        return _load_json(sent), _NO_BYTES
+    body = memoryview(sent)
     if not (text.isascii() and text.isdecimal() and len(text) < 20) or int(text) > len(body):
         raise InvalidBody(f"Inference-Header-Content-Length {text!r} must be a number from 0 to {len(body)}")
     length = int(text)
-    return (_load_json(request.body[:length]) if length else None), body[length:]
+    return (_load_json(sent[:length]) if length else None), body[length:]
 
 
 def _load_json(text: bytes) -> dict[str, Any]:

@@ -28,8 +28,10 @@ _MAX_MESSAGE = 2048
 
 
 class _Asked(NamedTuple):
-    """What the headers say."""
+    """What path and headers say."""
 
+    name: str
+    """Of the endpoint; empty where the path has none."""
     target_model: str
     variant: str
     content_type: str
@@ -40,11 +42,13 @@ class _Asked(NamedTuple):
 
 
 def _asked(request: Request) -> _Asked:
-    """Read once for all requests that repeat their headers."""
+    """Read once for all requests that repeat them."""
     asked: _Asked | None = request.head.asked
     if asked is None:
         attributes = request.header(b"x-amzn-sagemaker-custom-attributes")
+        parts = request.path.split("/")
         asked = request.head.asked = _Asked(
+            name=parts[2] if len(parts) > 2 else "",
             target_model=request.header(b"x-amzn-sagemaker-target-model"),
             variant=request.header(b"x-amzn-sagemaker-target-variant"),
             content_type=request.header(b"content-type"),
@@ -58,7 +62,8 @@ def _asked(request: Request) -> _Asked:
 
 def runtime_invocations(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
     """`POST /endpoints/{name}/invocations`, as an unmodified boto3 client sends it."""
-    name = request.path.split("/")[2]
+    asked = _asked(request)
+    name = asked.name
     try:
         endpoint = router.endpoint(name)
     except NotFound as error:
@@ -66,7 +71,7 @@ def runtime_invocations(request: Request, router: Router, timeout_s: float, repl
             text = f"endpoint name '{name[:63]}' must be up to 63 letters, digits and inner hyphens"
             raise InvalidRequest(text) from error
         raise NotFound(f"Endpoint {name} of account {_ACCOUNT} not found.") from error
-    if _asked(request).target_model:
+    if asked.target_model:
         text = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
         raise InvalidRequest(text)
     _invoke(request, router, endpoint, timeout_s, reply, runtime=True)

@@ -119,7 +119,6 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=0)  # an answer goes out when it is written
         self._application.opened(self)
         limits = self.limits
         ours = settings(

@@ -144,6 +144,9 @@ class Handler(ABC):
             computed = perf_counter()
             outcome = self._encode(prediction, outputs)
         except Exception as error:  # noqa: BLE001  as in a batch, whose neighbours must live on
+            computed = perf_counter()
+            if stage == "decode":
+                decoded = computed
             if stage == "decode" and isinstance(error, PenstockError):
                 outcome = Outcome.of_error(error)
             else:

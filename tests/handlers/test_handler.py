@@ -93,6 +93,14 @@ def test_an_empty_batch_has_no_answers(handler: Lookup) -> None:
     assert handler.predict([]) == []
 
 
+def test_the_time_of_a_refused_request_went_into_reading_it(handler: Lookup) -> None:
+    (outcome,) = handler.predict([ask(b"x")])
+
+    assert outcome.stages is not None
+    assert outcome.stages.pre > outcome.stages.post >= 0
+    assert outcome.stages.graph == 0
+
+
 @pytest.mark.parametrize(
     ("bad", "code", "text"),
     [

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -126,7 +125,7 @@ def _locust(port: int, request: Request, load: Load) -> dict[str, Any]:
         raise RuntimeError("locust has no user for TorchServe's own gRPC calls")
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "request"
-        file.write_bytes(pickle.dumps(request))
+        file.write_text(request.dump())
         arguments = (str(port), str(load.connections), str(load.seconds), str(file))
         return _last_line(_run(load, sys.executable, "-m", "loadtests.bench.locust_client", *arguments))
 

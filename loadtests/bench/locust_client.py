@@ -9,7 +9,6 @@ python -m loadtests.bench.locust_client PORT CONNECTIONS SECONDS REQUEST-FILE
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 import time
 from collections import defaultdict
@@ -109,8 +108,7 @@ def run(port: int, num_users: int, seconds: float, request: Request) -> dict[str
 
 def main(arguments: list[str]) -> None:
     port, num_users, seconds, request_file = arguments
-    # the benchmark has written it a moment ago
-    request: Request = pickle.loads(Path(request_file).read_bytes())  # noqa: S301
+    request = Request.load(Path(request_file).read_text())
     print(json.dumps(run(int(port), int(num_users), float(seconds), request)), flush=True)
 
 

@@ -63,6 +63,28 @@ class Request:
             f"{self.expected[number].ravel()[:4]}"
         )
 
+    def dump(self) -> str:
+        """JSON text, for a client in a process of its own."""
+        return json.dumps(
+            {
+                "path": self.path,
+                "headers": dict(self.headers),
+                "bodies": [str(file) for file in self.bodies],
+                "expected": [each.tolist() for each in self.expected],
+                "read": self.read.__name__,
+                "quick_up_to": self.quick_up_to,
+                "is_grpc": self.is_grpc,
+            }
+        )
+
+    @classmethod
+    def load(cls, text: str) -> Request:
+        """What `dump` wrote."""
+        fields = json.loads(text)
+        bodies = [Path(file) for file in fields.pop("bodies")]
+        expected = [np.array(each, np.float32) for each in fields.pop("expected")]
+        return cls(**fields | {"bodies": bodies, "expected": expected, "read": _READERS[fields["read"]]})
+
     def message(self, number: int, host: str) -> bytes:
         """All bytes of body `number`'s HTTP request."""
         body = self.bodies[number].read_bytes()
@@ -173,3 +195,8 @@ def _predicted_of(body: bytes, _: Headers) -> Array:
 
 def _floats(raw: bytes) -> Array:
     return np.frombuffer(raw, np.float32).reshape(1, -1)
+
+
+_READERS = {
+    each.__name__: each for each in (_y_of, _list_of, _outputs_of, _binary_of, _floats_of, _inferred_of, _predicted_of)
+}

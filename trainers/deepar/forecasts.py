@@ -25,6 +25,8 @@ from trainers.deepar.model import Network, Sampler
 __all__ = ["Tails", "Withheld", "calibrate", "evaluate", "forecast", "tensors_of"]
 
 _ROWS_AT_ONCE = 20_000
+_ROWS_OF_A_CPU = 3200
+"""Whose gates fit into a core's cache: a third faster."""
 _NORMAL = NormalDist()
 _CALIBRATIONS = 3
 _SAMPLES = 100
@@ -81,7 +83,7 @@ def _forecasts(
     sizes, device = network.sizes, network.default_scale.device
     sampler = Sampler(network).eval().to(device)
     random = np.random.default_rng(seed)
-    size = max(1, _ROWS_AT_ONCE // num_samples)
+    size = max(1, (_ROWS_OF_A_CPU if device.type == "cpu" else _ROWS_AT_ONCE) // num_samples)
     for some, begin in data.batches(np.arange(len(series)) if numbers is None else numbers, begins, size):
         windows = data.cut(
             series, frequency, some, begin, longest_lag=sizes.lags[-1], context=sizes.context_length,

@@ -55,6 +55,13 @@ class Sizes:
         """Steps before the forecast that it depends on."""
         return self.context_length + self.lags[-1]
 
+    @property
+    def products_per_window(self) -> int:
+        """About as many multiplications as a window takes to learn from."""
+        inputs = len(self.lags) + self.num_features + self.num_cells * (self.num_layers - 1)
+        weights = 4 * self.num_cells * (inputs + self.num_cells * self.num_layers)
+        return 3 * (self.context_length + self.prediction_length) * weights
+
 
 class Network(nn.Module):
     """One step's forecast after the other.
@@ -122,7 +129,8 @@ class Network(nn.Module):
 
     def _linear_rows(self, target_NT: Tensor, observed_NT: Tensor) -> list[Tensor]:
         """Lagged targets with a 1, next targets, weights, and their windows' numbers and logs of restlessness."""
-        lagged_NTL, scaled_NT = self._lagged(target_NT, observed_NT)
+        lagged_TNL, scaled_NT = self._lagged(target_NT, observed_NT)
+        lagged_NTL = lagged_TNL.transpose(0, 1)
         context, longest = self.sizes.context_length, self.sizes.lags[-1]
         known = observed_NT > 0
         known[:, :context] = False  # their mean is the scale, which tells of what is to come
@@ -163,11 +171,13 @@ class Network(nn.Module):
         return torch.exp((restless_N1 + _LOG_UNIT) * self.centred)
 
     def _lagged(self, target_NT: Tensor, observed_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C + P, L) scaled targets of earlier steps, and (N, longest lag + C + P) all scaled targets."""
+        """(C + P, N, L) scaled targets of earlier steps, and (N, longest lag + C + P) all scaled targets."""
         longest, context = self.sizes.lags[-1], self.sizes.context_length
         scaled_NT = target_NT / self.scale_of(target_NT[:, longest : longest + context], observed_NT[:, :context])
         steps_T1 = torch.arange(longest, target_NT.shape[1], device=target_NT.device)[:, None]
-        return scaled_NT[:, steps_T1 - torch.tensor(self.sizes.lags, device=target_NT.device)], scaled_NT
+        steps_TL = steps_T1 - torch.tensor(self.sizes.lags, device=target_NT.device)
+        # a row for each step: an index of single numbers takes five times as long
+        return functional.embedding(steps_TL, scaled_NT.t().contiguous()).transpose(1, 2), scaled_NT
 
     def scale_of(self, target_NC: Tensor, observed_NC: Tensor) -> Tensor:
         """(N, 1): the mean of the context's absolute values, over what was observed.
@@ -220,18 +230,22 @@ class Network(nn.Module):
         longest, context = sizes.lags[-1], sizes.context_length
         num_steps = target_NT.shape[1] - longest
         scale_N1 = self.scale_of(target_NT[:, longest : longest + context], observed_NT[:, :context])
-        lagged_NTL, scaled_NT = self._lagged(target_NT, observed_NT)
-        static_NT = self.static_of(scale_N1, category_NK)[:, None].expand(-1, num_steps, -1)
-        output_TNH = torch.cat([lagged_NTL, features_NTF, static_NT], dim=2).transpose(0, 1)
+        lagged_TNL, scaled_NT = self._lagged(target_NT, observed_NT)
+        output_TNH = torch.cat([lagged_TNL, features_NTF.transpose(0, 1)], dim=2)
+        num_changing = output_TNH.shape[2]
+        constants = list(self.bias)
+        constants[0] = constants[0] + self.static_of(scale_N1, category_NK) @ self.weight_ih[0][:, num_changing:].t()
+        weights = [self.weight_ih[0][:, :num_changing], *self.weight_ih[1:]]
         share = sizes.dropout_rate if self.training else 0.0
-        for weight_ih, weight_hh, bias in zip(self.weight_ih, self.weight_hh, self.bias, strict=True):
-            output_TNH = unroll(torch.matmul(output_TNH, weight_ih.t()) + bias, weight_hh, share, part)
+        for constant, weight_GI, weight_GH in zip(constants, weights, self.weight_hh, strict=True):
+            constant_NG = constant.expand(len(target_NT), -1)
+            output_TNH = unroll(output_TNH, constant_NG, weight_GI, weight_GH, share, part)
         restless_N1 = self.restlessness_of(scaled_NT[:, longest : longest + context], observed_NT[:, :context])
-        layers_NTK = self.head(output_TNH).transpose(0, 1) * self.units_of(restless_N1)[:, None]
-        always_NK = restless_N1 * self.restless
-        raw = (layers_NTK + functional.linear(lagged_NTL, *self.line()) + always_NK[:, None]).unbind(dim=2)
-        fit = self.likelihood.parameters_of(list(raw))
-        losses_NT = self.likelihood.loss(fit, scaled_NT[:, longest:], scale_N1) * observed_NT
+        layers_TNK = self.head(output_TNH) * self.units_of(restless_N1)
+        raw_TNK = layers_TNK + (functional.linear(lagged_TNL, *self.line()) + restless_N1 * self.restless)
+        fit = self.likelihood.parameters_of(list(raw_TNK.unbind(dim=2)))
+        losses_TN = self.likelihood.loss(fit, scaled_NT[:, longest:].t(), scale_N1[:, 0])
+        losses_NT = losses_TN.t() * observed_NT
         return losses_NT, self.likelihood.fixed_loss(scale_N1)
 
 

@@ -1,55 +1,75 @@
 """An LSTM layer over whole windows with zoneout: units keep their old state at random (Krueger et al., 1606.01305).
 
-On CPUs a compiled kernel unrolls it and its derivative, one window after the other: a step of 40 cells is so little
-arithmetic that PyTorch's calls cost more than it. Elsewhere PyTorch does.
+On CPUs a compiled kernel unrolls it and its derivative: a step of 40 cells is so little arithmetic that PyTorch's calls
+cost more than it. Elsewhere PyTorch does.
 """
 
-# T steps, N windows, H cells, G = 4 H gates: input, forget, output, candidate
+# T steps, N windows, I inputs, H cells, G = 4 H gates: input, forget, output, candidate
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+import functools
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trainers.deepar import recurrence_kernels
+from trainers.deepar.threads import in_parts
 
-__all__ = ["unroll", "unroll_by_torch"]
+__all__ = ["draw_stays", "unroll", "unroll_by_torch"]
 
-_FEWEST_WINDOWS_PER_THREAD = 8
+_FEWEST_WINDOWS, _FEWEST_ROWS = 8, 1000
+"""Of a thread."""
 
 kernels: Any = recurrence_kernels  # their types are those of the functions that numba makes of them
 
 
-def unroll(gates_TNG: Tensor, weight_GH: Tensor, zoneout: float, part: tuple[int, int] | None = None) -> Tensor:
+def unroll(
+    inputs_TNI: Tensor, constant_NG: Tensor, weight_GI: Tensor, weight_GH: Tensor, zoneout: float,
+    part: tuple[int, int] | None = None,
+) -> Tensor:  # fmt: skip
     """The hidden states, (T, N, H), from zero states.
 
     Args:
-        gates_TNG: what the inputs add to the gates, the bias included; float32.
+        inputs_TNI: float32.
+        constant_NG: what adds to the gates of a window at every step, the bias included.
+        weight_GI: of the inputs.
         weight_GH: of the hidden state.
         zoneout: share of the units, of hidden and cell state each, that stay as they are in a step.
         part: the first window's number in a batch of so many, of which others have the rest; by default all are here.
             Which units stay is drawn for the whole batch, so that several processes draw what one would.
     """
-    steps, windows, width = gates_TNG.shape
+    steps, windows, _ = inputs_TNI.shape
     first, whole = part or (0, windows)
-    drawn = torch.rand(2, steps, whole, width // 4, device=gates_TNG.device)
-    stays = drawn[:, :, first : first + windows] < zoneout
-    if gates_TNG.device.type == "cpu" and gates_TNG.dtype == torch.float32:
-        hidden_TNH: Tensor = _Unrolled.apply(gates_TNG, weight_GH, stays)
+    stays = draw_stays((2, steps, whole, weight_GH.shape[1]), zoneout, inputs_TNI.device)[:, :, first : first + windows]
+    if inputs_TNI.device.type == "cpu" and inputs_TNI.dtype == torch.float32:
+        hidden_TNH: Tensor = _Unrolled.apply(inputs_TNI, constant_NG, weight_GI, weight_GH, stays)
         return hidden_TNH
-    return unroll_by_torch(gates_TNG, weight_GH, stays)
+    return unroll_by_torch(inputs_TNI, constant_NG, weight_GI, weight_GH, stays)
 
 
-def unroll_by_torch(gates_TNG: Tensor, weight_GH: Tensor, stays_2TNH: Tensor) -> Tensor:
+def draw_stays(shape: tuple[int, ...], zoneout: float, device: torch.device) -> Tensor:
+    """Bool, each True with this chance, to 1 / 2**16.
+
+    Four are drawn at once, and numpy compares them: one by one, as floats, they took a tenth of a training step.
+    """
+    size, bound = math.prod(shape), min(round(zoneout * 2**16), 2**16 - 1) - 2**15
+    fours = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+    drawn = fours.view(torch.int16)[:size].view(shape)
+    return torch.from_numpy(drawn.numpy() < bound) if device.type == "cpu" else drawn < bound
+
+
+def unroll_by_torch(
+    inputs_TNI: Tensor, constant_NG: Tensor, weight_GI: Tensor, weight_GH: Tensor, stays_2TNH: Tensor
+) -> Tensor:
     """As `unroll`; `stays_2TNH` says which units of hidden and cell state stay."""
     size = weight_GH.shape[1]
+    gates_TNG = torch.matmul(inputs_TNI, weight_GI.t()) + constant_NG
     hidden = cell = torch.zeros_like(gates_TNG[0, :, :size])
     outputs = []
     for gates, hidden_stays, cell_stays in zip(gates_TNG, *stays_2TNH, strict=True):
@@ -64,41 +84,52 @@ def unroll_by_torch(gates_TNG: Tensor, weight_GH: Tensor, stays_2TNH: Tensor) ->
 
 class _Unrolled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates_TNG: Tensor, weight_GH: Tensor, stays_2TNH: Tensor) -> Tensor:
-        steps, windows, width = gates_TNG.shape
-        size = width // 4
-        gates = gates_TNG.detach().contiguous().numpy()
-        weight_HG = weight_GH.detach().t().contiguous().numpy()
+    def forward(
+        ctx: Any, inputs_TNI: Tensor, constant_NG: Tensor, weight_GI: Tensor, weight_GH: Tensor, stays_2TNH: Tensor
+    ) -> Tensor:
+        steps, windows, _ = inputs_TNI.shape
+        width, size = weight_GH.shape
+        # other threads know nothing of this one's not asking for derivatives
+        inputs_RI, weight_IG = inputs_TNI.detach().flatten(0, 1), weight_GI.detach().t()
+        gates_RG = torch.empty(steps * windows, width)
+        in_parts(len(gates_RG), _FEWEST_ROWS, lambda a, b: torch.mm(inputs_RI[a:b], weight_IG, out=gates_RG[a:b]))
+        gates = gates_RG.view(steps, windows, width).numpy()
+        constant = constant_NG.contiguous().numpy()
+        weight_HG = weight_GH.t().contiguous().numpy()
         stays = stays_2TNH.numpy()
-        opened, squashed = np.empty_like(gates), np.empty((steps, windows, size), np.float32)
-        hidden, cell = (np.zeros((steps + 1, windows, size), np.float32) for _ in range(2))
-        _in_parts(windows, lambda a, b: kernels.forward(gates, weight_HG, *stays, opened, squashed, hidden, cell, a, b))
-        ctx.kept = (weight_HG, stays, opened, squashed, hidden, cell)
+        squashed, hidden, cell = (torch.empty(steps + more, windows, size).numpy() for more in (0, 1, 1))
+        in_parts(
+            windows, _FEWEST_WINDOWS,
+            lambda a, b: kernels.forward(gates, constant, weight_HG, *stays, squashed, hidden, cell, a, b),
+        )  # fmt: skip
+        ctx.save_for_backward(weight_GI, weight_GH)
+        ctx.kept = (inputs_RI, stays, gates, squashed, hidden, cell)
         return torch.from_numpy(hidden[1:])
 
     @staticmethod
-    def backward(ctx: Any, slope_TNH: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight_HG, stays, opened, squashed, hidden, cell = ctx.kept
+    @once_differentiable
+    def backward(ctx: Any, slope_TNH: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        inputs_RI, stays, gates, squashed, hidden, cell = ctx.kept
+        del ctx.kept  # the gates' slopes take their place
+        weight_GI, weight_GH = (each.detach() for each in ctx.saved_tensors)
         slope: NDArray[np.float32] = slope_TNH.contiguous().numpy()
-        slopes = np.empty_like(opened)
-        _in_parts(
-            opened.shape[1],
-            lambda a, b: kernels.backward(slope, weight_HG, *stays, opened, squashed, cell, slopes, a, b),
-        )
-        gates_slope = torch.from_numpy(slopes)
-        before = torch.from_numpy(hidden[:-1]).flatten(0, 1)
-        return gates_slope, gates_slope.flatten(0, 1).t() @ before, None
+        weight = weight_GH.contiguous().numpy()
+        sums_NG = torch.zeros(gates.shape[1:])
+        sums = sums_NG.numpy()
+        in_parts(
+            len(sums), _FEWEST_WINDOWS,
+            lambda a, b: kernels.backward(slope, weight, *stays, gates, squashed, cell, sums, a, b),
+        )  # fmt: skip
+        slopes_RG, hidden_RH = torch.from_numpy(gates).flatten(0, 1), torch.from_numpy(hidden[:-1]).flatten(0, 1)
+        inputs_slope_RI = torch.empty_like(inputs_RI) if ctx.needs_input_grad[0] else None
 
+        def products(a: int, b: int) -> tuple[Tensor, Tensor]:
+            some_RG = slopes_RG[a:b]
+            if inputs_slope_RI is not None:
+                torch.mm(some_RG, weight_GI, out=inputs_slope_RI[a:b])
+            return some_RG.t() @ inputs_RI[a:b], some_RG.t() @ hidden_RH[a:b]
 
-def _in_parts(windows: int, work: Callable[[int, int], None]) -> None:
-    """The windows in as many parts as PyTorch has threads; the kernels release the interpreter's lock."""
-    parts = max(1, min(torch.get_num_threads(), windows // _FEWEST_WINDOWS_PER_THREAD))
-    bounds = np.linspace(0, windows, parts + 1).astype(int).tolist()
-    if parts == 1:
-        work(0, windows)
-        return
-    with ThreadPoolExecutor(parts - 1) as pool:
-        others = [pool.submit(work, *each) for each in pairwise(bounds[1:])]
-        work(0, bounds[1])
-        for each in others:
-            each.result()
+        parts = zip(*in_parts(len(slopes_RG), _FEWEST_ROWS, products), strict=True)
+        slopes = [functools.reduce(Tensor.add_, each) for each in parts]
+        inputs_slope = None if inputs_slope_RI is None else inputs_slope_RI.view(*gates.shape[:2], -1)
+        return inputs_slope, sums_NG, slopes[0], slopes[1], None

@@ -31,6 +31,7 @@ from trainers.deepar.forecasts import Tails, Withheld, calibrate, evaluate, tens
 from trainers.deepar.hyperparameters import Hyperparameters
 from trainers.deepar.log_lines import LossLog, tell_final_loss, tell_metrics, tell_scores
 from trainers.deepar.model import Network, Sizes
+from trainers.deepar.threads import threads_for
 from trainers.distributed import World, joined
 from trainers.early_stopping import EarlyStopping
 from trainers.hyperparameter_schema import parse, plain_values
@@ -92,7 +93,8 @@ def _train(job: Job, wanted: Hyperparameters, world: World, bar: Progress | None
         objective_of="train",
         lines=LossLog,
     )
-    best = loop.run(job, learner, plan, bar, world)
+    with threads_for(sizes.products_per_window * wanted.mini_batch_size // world.size):
+        best = loop.run(job, learner, plan, bar, world)
     if world.is_first:
         _tell_best(best)
         if best.finished:
@@ -232,7 +234,7 @@ class Learner:
         self.network = Network(sizes, *_default_scales(self.series, self._trained_lengths)).to(self._device)
         self.network.begin_linearly(self._first_windows())
         self._trained = world.wrap(_Losses(self.network))
-        self._optimizer = torch.optim.Adam(self.network.parameters(), wanted.learning_rate)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), wanted.learning_rate, fused=True)
         self._num_steps = 0
         self._means = {name: each.detach().clone() for name, each in self.network.named_parameters()}
         num_usable = int((lengths >= prediction).sum())

@@ -228,7 +228,6 @@ class Network(nn.Module):
         """
         sizes = self.sizes
         longest, context = sizes.lags[-1], sizes.context_length
-        num_steps = target_NT.shape[1] - longest
         scale_N1 = self.scale_of(target_NT[:, longest : longest + context], observed_NT[:, :context])
         lagged_TNL, scaled_NT = self._lagged(target_NT, observed_NT)
         output_TNH = torch.cat([lagged_TNL, features_NTF.transpose(0, 1)], dim=2)

@@ -131,5 +131,5 @@ class _Unrolled(torch.autograd.Function):
 
         parts = zip(*in_parts(len(slopes_RG), _FEWEST_ROWS, products), strict=True)
         slopes = [functools.reduce(Tensor.add_, each) for each in parts]
-        inputs_slope = None if inputs_slope_RI is None else inputs_slope_RI.view(*gates.shape[:2], -1)
+        inputs_slope = None if inputs_slope_RI is None else inputs_slope_RI.view(*gates.shape[:2], weight_GI.shape[1])
         return inputs_slope, sums_NG, slopes[0], slopes[1], None

@@ -15,7 +15,8 @@ import torch
 from formats.forecasting import uniform_noise
 from trainers.deepar.hyperparameters import LIKELIHOODS
 from trainers.deepar.model import Network, Sampler, Sizes
-from trainers.deepar.recurrence import unroll, unroll_by_torch
+from trainers.deepar.recurrence import draw_stays, unroll, unroll_by_torch
+from trainers.deepar.threads import in_parts, threads_for
 
 CONTEXT, PREDICTION, LAGS = 6, 4, (1, 2, 3, 7)
 
@@ -239,27 +240,89 @@ def test_one_window_is_learned_by_heart() -> None:
     assert losses.mean() < -1.5  # a deviation of 0.05 has -1.6
 
 
+Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def layer(steps: int, windows: int, inputs: int, cells: int) -> Layer:
+    """What `unroll` takes: inputs, constant, and both weights."""
+    shapes = ((steps, windows, inputs), (windows, 4 * cells), (4 * cells, inputs), (4 * cells, cells))
+    made = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    return made[0], made[1], made[2], made[3]
+
+
 def test_zoneout_keeps_so_many_units_as_they_were() -> None:
     torch.manual_seed(0)
-    hidden = unroll(torch.randn(50, 20, 4 * 16), torch.zeros(64, 16), 0.25)
+    given = layer(50, 20, 3, 16)
+    hidden = unroll(*given, 0.25)
     stayed = (hidden[1:] == hidden[:-1]).float().mean()
 
     assert float(stayed) == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / (49 * 20 * 16)))
-    assert not (unroll(torch.randn(50, 20, 64), torch.zeros(64, 16), 0.0).diff(dim=0) == 0).any()
+    assert not (unroll(*given, 0.0).diff(dim=0) == 0).any()
+    assert (unroll(*given, 1.0) == 0).float().mean() > 0.999
 
 
-def test_the_compiled_kernel_and_its_derivative_are_those_of_torch() -> None:
-    for zoneout in (0.0, 0.3):
-        torch.manual_seed(1)
-        gates, weight = torch.randn(9, 21, 4 * 7, requires_grad=True), torch.randn(28, 7, requires_grad=True)
-        torch.manual_seed(2)
-        ours = unroll(gates, weight, zoneout)
-        torch.manual_seed(2)
-        theirs = unroll_by_torch(gates, weight, torch.rand(2, 9, 21, 7) < zoneout)
-        slope = torch.randn_like(ours)
+@pytest.mark.parametrize("size", [11, 4 * 7, 10_000])
+def test_units_that_stay_are_drawn_by_their_share(size: int) -> None:
+    torch.manual_seed(3)
+    drawn = draw_stays((2, size), 0.1, torch.device("cpu"))
+    assert (drawn.shape, drawn.dtype) == ((2, size), torch.bool)
+    assert float(drawn.float().mean()) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / (2 * size)))
+    assert abs(float(torch.corrcoef(drawn.float())[0, 1])) < 5 / math.sqrt(size)
 
-        assert ours.detach().numpy() == pytest.approx(theirs.detach().numpy(), abs=2e-6)
-        found = torch.autograd.grad((ours * slope).sum(), (gates, weight))
-        expected = torch.autograd.grad((theirs * slope).sum(), (gates, weight))
-        for one, other in zip(found, expected, strict=True):
-            assert one.numpy() == pytest.approx(other.numpy(), rel=1e-4, abs=1e-5)
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_the_compiled_kernel_and_its_derivative_are_those_of_torch(num_threads: int) -> None:
+    """Also in parts: of 21 windows no part is as long as another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for zoneout in (0.0, 0.3):
+            torch.manual_seed(1)
+            given = layer(150, 29, 5, 7)
+            with threads_for(10**12):
+                torch.manual_seed(2)
+                ours = unroll(*given, zoneout)
+                torch.manual_seed(2)
+                theirs = unroll_by_torch(*given, draw_stays((2, 150, 29, 7), zoneout, torch.device("cpu")))
+                slope = torch.randn_like(ours)
+                found = torch.autograd.grad((ours * slope).sum(), given)
+                expected = torch.autograd.grad((theirs * slope).sum(), given)
+            assert ours.detach().numpy() == pytest.approx(theirs.detach().numpy(), abs=5e-6)
+            for one, other in zip(found, expected, strict=True):
+                assert one.numpy() == pytest.approx(other.numpy(), rel=1e-3, abs=1e-4 * float(other.abs().max()))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_gates_are_overwritten_and_there_is_no_second_derivative() -> None:
+    torch.manual_seed(1)
+    given = layer(4, 3, 2, 5)
+    total = unroll(*given, 0.1).sum()
+    torch.autograd.grad(total, given, retain_graph=True)
+    with pytest.raises(AttributeError):
+        torch.autograd.grad(total, given)
+
+
+def test_inputs_that_need_no_derivative_get_none() -> None:
+    torch.manual_seed(1)
+    inputs, others = torch.randn(6, 4, 2), layer(6, 4, 2, 5)[1:]
+    total: torch.Tensor = unroll(inputs, *others, 0.1).sum()
+    torch.autograd.backward(total)
+    assert inputs.grad is None
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in others)
+
+
+def test_small_steps_have_one_thread_and_large_ones_all() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with threads_for(10):
+            assert in_parts(100, 10, lambda a, b: (a, b)) == [(0, 100)]
+        with threads_for(10**10):
+            assert torch.get_num_threads() == 1
+            assert in_parts(100, 10, lambda a, b: (a, b)) == [(0, 33), (33, 66), (66, 100)]
+            assert in_parts(25, 10, lambda a, b: (a, b)) == [(0, 12), (12, 25)]
+        assert torch.get_num_threads() == 3
+        assert in_parts(100, 10, lambda a, b: (a, b)) == [(0, 100)]
+    finally:
+        torch.set_num_threads(before)

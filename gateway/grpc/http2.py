@@ -102,6 +102,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._busy_at, self._busy_id = self.last_activity, 0
         self._goodbye = False
         self._lingering = False
+        self._hasty = False
         self._stalled_since: float | None = None
         self._reader.handlers = {
             Kind.HEADERS: self._on_headers,
@@ -251,9 +252,17 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
+            poll = self._poll
+            if poll is None:
+                self._transport.write(data)
+                return
+            lone = poll.lone()
+            if lone is not self._hasty:
+                # a lone client's answer goes out when it is written, those of many with one system call at the turn's end
+                self._hasty = lone
+                self._transport.set_write_buffer_limits(high=0 if lone else None)
             self._transport.write(data)
-            if self._poll is not None:
-                self._poll.spoke()
+            poll.spoke()
 
     def _opened_window(self) -> bytes:
         """Let the client send again what it may at most."""

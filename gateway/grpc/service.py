@@ -172,28 +172,28 @@ class _Flight:
         call, predictor = self._call, self._predictor
         if call.over:  # the client has gone, and was counted then
             return
-        if not outcome.ok:
+        message = b""
+        if outcome.ok:
+            message = self._method.answer(self._request, self._deployment, outcome).SerializeToString()
+        seconds = time.monotonic() - self._received
+        shown = ((b"server-timing", server_timing(seconds, timing)),) if timing and predictor.server_timing else ()
+        if outcome.ok:
+            code = grpc.StatusCode.OK
+            call.reply(message, *shown)
+        else:
             error = outcome.error()
             code = grpc_status(error)
-            seconds = self._count(code, timing)
-            shown = ((b"server-timing", server_timing(seconds, timing)),) if timing and predictor.server_timing else ()
             call.finish(code, str(error)[:_MAX_DETAILS], *shown)
-            return
-        message = self._method.answer(self._request, self._deployment, outcome).SerializeToString()
-        seconds = self._count(grpc.StatusCode.OK, timing)
-        if timing is not None and predictor.server_timing:
-            call.reply(message, (b"server-timing", server_timing(seconds, timing)))
-        else:
-            call.reply(message)
+        self._count(code, seconds, timing)  # which the client need not wait for
 
     def cancelled(self) -> None:
-        self._count(grpc.StatusCode.CANCELLED, None)
+        self._count(grpc.StatusCode.CANCELLED, time.monotonic() - self._received, None)
 
-    def _count(self, code: grpc.StatusCode, timing: Timing | None) -> float:
-        seconds, metrics = time.monotonic() - self._received, self._predictor.metrics
-        self._predictor.in_flight -= 1
-        metrics.answered(self._method.protocol, self._deployment.manifest.name, code.name, seconds, timing)
-        return seconds
+    def _count(self, code: grpc.StatusCode, seconds: float, timing: Timing | None) -> None:
+        predictor = self._predictor
+        predictor.in_flight -= 1
+        name = self._deployment.manifest.name
+        predictor.metrics.answered(self._method.protocol, name, code.name, seconds, timing)
 
 
 def _not_valid(request_type: type[Message]) -> str:

@@ -329,21 +329,23 @@ class FrontDoor(RefusingConnection):
         if cycle.size:
             door.held_bytes -= cycle.size
         seconds = time.monotonic() - cycle.received
-        code = "499" if cycle.disconnected else str(response.status)
-        door.metrics.answered(cycle.route.protocol, cycle.endpoint, code, seconds, timing)
         cycle.response_complete = True
-        if cycle.disconnected or self.transport.is_closing():
-            return
-        close = not cycle.head.keep_alive or (door.draining and not self._more_to_say)
-        shown = b""
-        if door.tells_timing:
-            shown = gateway_timing(seconds) if timing is None else server_timing(seconds, timing)
-        self.transport.write(encode_response(response, close=close, server_timing=shown))
-        self._stage_began = time.monotonic()
-        door.poll.spoke()
+        gone = cycle.disconnected or self.transport.is_closing()
+        close = False
+        if not gone:
+            close = not cycle.head.keep_alive or (door.draining and not self._more_to_say)
+            shown = b""
+            if door.tells_timing:
+                shown = gateway_timing(seconds) if timing is None else server_timing(seconds, timing)
+            self.transport.write(encode_response(response, close=close, server_timing=shown))
+            self._stage_began = time.monotonic()
+            door.poll.spoke()
+        code = "499" if cycle.disconnected else str(response.status)
+        # behind the answer, for which the client need not wait
+        door.metrics.answered(cycle.route.protocol, cycle.endpoint, code, seconds, timing)
         if close:
             self.transport.close()
-        elif self.pipeline or self._last_words is not None or self.flow.read_paused:
+        elif not gone and (self.pipeline or self._last_words is not None or self.flow.read_paused):
             self._advance()
 
     @property

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from trainers.deepar.data import SeriesSet, Windows
 from trainers.deepar.evaluation import Scores, quantiles_of, scores, scores_of
 from trainers.deepar.hyperparameters import Hyperparameters
 from trainers.deepar.model import Network, Sampler
+from trainers.deepar.threads import one_thread_each
 
 __all__ = ["Tails", "Withheld", "calibrate", "evaluate", "forecast", "tensors_of"]
 
@@ -65,7 +68,6 @@ class Tails(NamedTuple):
         return np.where(series.observed[places], series.target[places].astype(np.float64), np.nan)
 
 
-@torch.inference_mode()
 def forecast(
     network: Network, frequency: Frequency, series: SeriesSet, begins: NDArray[np.int64], num_samples: int, seed: int,
     numbers: NDArray[np.int64] | None = None,
@@ -74,28 +76,39 @@ def forecast(
     return np.concatenate(list(_forecasts(network, frequency, series, begins, num_samples, seed, numbers)))
 
 
-@torch.inference_mode()
 def _forecasts(
     network: Network, frequency: Frequency, series: SeriesSet, begins: NDArray[np.int64], num_samples: int, seed: int,
     numbers: NDArray[np.int64] | None = None,
 ) -> Iterator[NDArray[np.float32]]:  # fmt: skip
     """Those of `forecast` in parts of the first axis, for all paths of a large set are many times its size."""
     sizes, device = network.sizes, network.default_scale.device
+    on_cpu = device.type == "cpu"
     sampler = Sampler(network).eval().to(device)
     random = np.random.default_rng(seed)
-    size = max(1, (_ROWS_OF_A_CPU if device.type == "cpu" else _ROWS_AT_ONCE) // num_samples)
-    for some, begin in data.batches(np.arange(len(series)) if numbers is None else numbers, begins, size):
-        windows = data.cut(
-            series, frequency, some, begin, longest_lag=sizes.lags[-1], context=sizes.context_length,
-            prediction=sizes.prediction_length,
-        )  # fmt: skip
+    size = max(1, (_ROWS_OF_A_CPU if on_cpu else _ROWS_AT_ONCE) // num_samples)
+
+    @torch.inference_mode()
+    def sample(windows: Windows, noise: NDArray[np.float32]) -> NDArray[np.float32]:
         target, observed, features, *category = tensors_of(windows, device)
-        width = network.likelihood.num_noise
-        noise = torch.from_numpy(path_noise(len(some), num_samples, sizes.prediction_length, width, random)).to(device)
         known = torch.zeros_like(target)
         known[:, sizes.lags[-1] :] = observed
         given = (each[:, : sizes.history] for each in (target, known))
-        yield sampler(*given, features, noise, *category).cpu().numpy()
+        samples: Tensor = sampler(*given, features, torch.from_numpy(noise).to(device), *category)
+        return samples.cpu().numpy()
+
+    with one_thread_each() as num_threads, ThreadPoolExecutor(num_threads if on_cpu else 1) as pool:
+        waiting: deque[Future[NDArray[np.float32]]] = deque()
+        for some, begin in data.batches(np.arange(len(series)) if numbers is None else numbers, begins, size):
+            windows = data.cut(
+                series, frequency, some, begin, longest_lag=sizes.lags[-1], context=sizes.context_length,
+                prediction=sizes.prediction_length,
+            )  # fmt: skip
+            shape = (len(some), num_samples, sizes.prediction_length, network.likelihood.num_noise)
+            waiting.append(pool.submit(sample, windows, path_noise(*shape, random)))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def calibrate(network: Network, frequency: Frequency, series: SeriesSet, tails: Tails, seed: int) -> None:

@@ -258,7 +258,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 return
             lone = poll.lone()
             if lone is not self._hasty:
-                # a lone client's answer goes out when it is written, those of many with one system call at the turn's end
+                # an answer to a lone client goes out when it is written, those of many in one call at the turn's end
                 self._hasty = lone
                 self._transport.set_write_buffer_limits(high=0 if lone else None)
             self._transport.write(data)

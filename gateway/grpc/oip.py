@@ -12,6 +12,7 @@ from formats.envelope import Outcome, Prediction, Tensor
 from formats.errors import InvalidBody, InvalidRequest
 from formats.protos import open_inference_pb2 as pb
 from formats.tensors import DATATYPES, array_of, num_elements
+from gateway.grpc.oip_known import Known, KnownRequests, response_head
 from gateway.grpc.service import Context, PredictionMethod, unary
 from gateway.readiness import Readiness
 from gateway.router import Deployment, Router
@@ -57,6 +58,9 @@ class _Request(NamedTuple):
 
     message: pb.ModelInferRequest
     raw: Sequence[bytes | memoryview]
+    data: bytes | bytearray
+    """Both, as they came."""
+    known: tuple[Known, tuple[Tensor, ...]] | None = None
 
 
 def handlers(router: Router, readiness: Readiness) -> dict[str, Any]:
@@ -89,11 +93,21 @@ def handlers(router: Router, readiness: Readiness) -> dict[str, Any]:
 
 def prediction_methods(router: Router) -> dict[str, PredictionMethod]:
     """The methods that predict, by name."""
+    requests = KnownRequests()
+
+    def parse(data: bytes | bytearray) -> _Request:
+        found = requests.find(data)
+        return _parse(data) if found is None else _Request(found[0].message, (), data, found)
 
     def prepare(request: _Request, received: float, limit_s: float) -> tuple[Deployment, Prediction]:
-        return _prepare(request, router, received, limit_s)
+        if request.known is not None:
+            return _prepare_known(*request.known, router, received + limit_s)
+        deployment, prediction = _prepare(request, router, received, limit_s)
+        if request.raw and prediction.tensors:
+            requests.remember(request.data, request.message, prediction.tensors)
+        return deployment, prediction
 
-    return {"ModelInfer": PredictionMethod("oip-grpc", pb.ModelInferRequest, _parse, prepare, _response)}
+    return {"ModelInfer": PredictionMethod("oip-grpc", pb.ModelInferRequest, parse, prepare, _answer)}
 
 
 def _parse(data: bytes | bytearray) -> _Request:
@@ -101,9 +115,9 @@ def _parse(data: bytes | bytearray) -> _Request:
     found = _split(data) if len(data) >= _LONG else None
     if found is not None:
         rest, raw = found
-        return _Request(pb.ModelInferRequest.FromString(rest), raw)
+        return _Request(pb.ModelInferRequest.FromString(rest), raw, data)
     message = pb.ModelInferRequest.FromString(cast("bytes", data))  # a bytearray does
-    return _Request(message, message.raw_input_contents)
+    return _Request(message, message.raw_input_contents, data)
 
 
 def _split(data: bytes | bytearray) -> tuple[bytes, list[memoryview]] | None:
@@ -157,18 +171,37 @@ def _prepare(parsed: _Request, router: Router, received: float, limit_s: float) 
     return deployment, prediction
 
 
-def _response(parsed: _Request, deployment: Deployment, outcome: Outcome) -> pb.ModelInferResponse:
-    request, outputs = parsed.message, outcome.tensors or ()
-    # always raw: tritonclient cannot read typed numbers
-    return pb.ModelInferResponse(
-        model_name=request.model_name,
-        model_version=deployment.manifest.version,
-        id=request.id,
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in outputs
-        ],
-        raw_output_contents=[bytes(tensor.data) for tensor in outputs],
+def _prepare_known(
+    known: Known, tensors: tuple[Tensor, ...], router: Router, deadline: float
+) -> tuple[Deployment, Prediction]:
+    """As `_prepare`, of what was prepared before and has neither parameters nor an id."""
+    message = known.message
+    deployment = router.deployment(message.model_name, message.model_version)
+    graph = graph_of(deployment)
+    if known.graph is not graph:
+        check_inputs(graph, tensors)
+        known.outputs = check_outputs(graph, _wanted(message))
+        known.graph = graph
+    prediction = Prediction(
+        model=deployment.manifest.name,
+        version=deployment.manifest.version,
+        mode=deployment.mode,
+        tensors=tensors,
+        outputs=known.outputs,
+        checked=True,
+        deadline=deadline,
     )
+    return deployment, prediction
+
+
+def _answer(parsed: _Request, deployment: Deployment, outcome: Outcome) -> bytes:
+    """Always raw: tritonclient cannot read typed numbers."""
+    outputs, version = outcome.tensors or (), deployment.manifest.version
+    if parsed.known is not None:
+        return parsed.known[0].answer(version, outputs)
+    response = response_head(parsed.message, version, outputs)
+    response.raw_output_contents.extend(bytes(tensor.data) for tensor in outputs)
+    return response.SerializeToString()
 
 
 def _inputs(request: pb.ModelInferRequest, raw: Sequence[bytes | memoryview]) -> list[Tensor]:

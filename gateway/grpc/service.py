@@ -45,7 +45,7 @@ class PredictionMethod(NamedTuple):
     """The message, or more that was made of its bytes. Raises as `FromString` does."""
     prepare: Callable[[Any, float, float], tuple[Deployment, Prediction]]
     """What was parsed, monotonic second of its arrival, seconds it may take. Raises `PenstockError`."""
-    answer: Callable[[Any, Deployment, Outcome], Message]
+    answer: Callable[[Any, Deployment, Outcome], bytes]
     """The response to what was parsed, from an outcome that is no error."""
 
 
@@ -100,7 +100,7 @@ class Predictor:
     def unary(self, method: PredictionMethod) -> grpc.RpcMethodHandler[Any, Any]:
         """For a `grpc.aio` server."""
 
-        async def call(request: Any, context: Context) -> Message:
+        async def call(request: Any, context: Context) -> bytes:
             received = time.monotonic()
             try:
                 limit_s = self.deadline(received, context) - received
@@ -174,7 +174,7 @@ class _Flight:
             return
         message = b""
         if outcome.ok:
-            message = self._method.answer(self._request, self._deployment, outcome).SerializeToString()
+            message = self._method.answer(self._request, self._deployment, outcome)
         seconds = time.monotonic() - self._received
         shown = ((b"server-timing", server_timing(seconds, timing)),) if timing and predictor.server_timing else ()
         if outcome.ok:
@@ -202,7 +202,7 @@ def _not_valid(request_type: type[Message]) -> str:
 
 def unary(
     request_type: type[RequestT],
-    behaviour: Callable[[RequestT, Context], Awaitable[Message]],
+    behaviour: Callable[[RequestT, Context], Awaitable[Message | bytes]],
     parse: Callable[[bytes], Any] | None = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """A unary method: undecodable bytes are INVALID_ARGUMENT, our errors their own status, surprises leak no text.
@@ -210,7 +210,7 @@ def unary(
     With `parse`, the method gets what that makes of the request's bytes.
     """
 
-    async def call(request: Any, context: Context) -> Message:
+    async def call(request: Any, context: Context) -> Message | bytes:
         if request is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _not_valid(request_type))
         try:
@@ -232,6 +232,8 @@ def unary(
         except (DecodeError, UnicodeDecodeError):
             return None
 
-    return grpc.unary_unary_rpc_method_handler(
-        call, request_deserializer=parsed, response_serializer=lambda message: message.SerializeToString()
-    )
+    return grpc.unary_unary_rpc_method_handler(call, request_deserializer=parsed, response_serializer=_serialized)
+
+
+def _serialized(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()

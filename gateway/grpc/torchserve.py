@@ -46,8 +46,8 @@ def prediction_methods(router: Router) -> dict[str, PredictionMethod]:
         )
         return deployment, prediction
 
-    def answer(_: pb.PredictionsRequest, __: Deployment, outcome: Outcome) -> pb.PredictionResponse:
-        return pb.PredictionResponse(prediction=outcome.body)
+    def answer(_: pb.PredictionsRequest, __: Deployment, outcome: Outcome) -> bytes:
+        return pb.PredictionResponse(prediction=outcome.body).SerializeToString()
 
     return {
         "Predictions": PredictionMethod(

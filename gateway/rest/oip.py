@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,6 +18,7 @@ from formats.envelope import Outcome, Prediction, Tensor
 from formats.errors import BackendFailed, InvalidBody, InvalidRequest, PenstockError
 from formats.tensors import DATATYPES, array_of, num_elements
 from gateway.rest.exchange import Reply, Request, Response, request_id
+from gateway.rest.oip_known import Known, KnownRequests
 from gateway.router import Deployment, Router
 from gateway.status import RETRY_AFTER_S, http_status
 from gateway.tensor_protocol import check_inputs, check_outputs, check_parameters, deadline_of, graph_of, mode_in
@@ -31,6 +32,7 @@ _FLOATS = {"FP16": "e", "FP32": "f", "FP64": "d"}
 """With their codes of `struct`, which packs a few numbers twice as fast as numpy."""
 _NUMBERS = {int, float}
 _NO_BYTES = memoryview(b"")
+_JSON = [(b"content-type", b"application/json")]
 _NO_PARAMETERS: dict[str, Any] = {}
 _INTEGER_RANGES = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 
@@ -38,9 +40,12 @@ _INTEGER_RANGES = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if
 def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> None:
     """`POST /v2/models/{model}[/versions/{version}]/infer`."""
     asked = _asked(request)
-    name = asked.name
-    deployment = router.deployment(name, asked.version)
+    deployment = router.deployment(asked.name, asked.version)
     request.endpoint = deployment.manifest.name
+    found = _known(asked, request.body)
+    if found is not None:
+        _infer_known(request, timeout_s, reply, asked, deployment, *found)
+        return
     header, binary = _split(request.body, asked.json_size)
     if header is None:
         header, tensors = {}, [_raw_input(deployment, binary)]
@@ -63,14 +68,77 @@ def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> N
         request_id=identifier or request_id(request),
         traceparent=asked.traceparent,
     )
+    if header:
+        length = len(request.body) - len(binary) if asked.json_size else 0
+        asked.known.remember(request.body, length, header, Known(tensors, wanted, as_binary))
 
     def deliver(outcome: Outcome, timing: Timing | None) -> None:
         try:
-            reply(_answer(name, deployment, identifier, outcome, as_binary), timing)
+            reply(_answer(asked.name, deployment, identifier, outcome, as_binary), timing)
         except PenstockError as error:
             reply(error_response(error), timing)
 
     deployment.submit(prediction, deliver)
+
+
+def _known(asked: _Asked, body: bytes) -> tuple[Known, tuple[Tensor, ...]] | None:
+    """What is known of a request that repeats another one, and its tensors."""
+    if asked.json_size:
+        return asked.known.find_whole(body, asked.json_length) if asked.json_length else None
+    found = asked.known.find_open(body)
+    if found is None:
+        return None
+    known, numbers = found
+    ((name, datatype, shape),) = known.described
+    raw = _numbers(name, datatype, numbers)
+    tensor = Tensor(name, datatype, shape, raw)
+    return known, (_counted(tensor, len(raw) // DATATYPES[datatype].itemsize, known.count),)
+
+
+def _infer_known(
+    request: Request,
+    timeout_s: float,
+    reply: Reply,
+    asked: _Asked,
+    deployment: Deployment,
+    known: Known,
+    tensors: tuple[Tensor, ...],
+) -> None:
+    """As `infer` goes on, with what says the same each time looked at once."""
+    graph = graph_of(deployment)
+    if known.graph is not graph:
+        check_inputs(graph, tensors)
+        known.outputs = check_outputs(graph, known.wanted)
+        known.graph = graph
+    prediction = Prediction(
+        model=deployment.manifest.name,
+        version=deployment.manifest.version,
+        mode=deployment.mode,
+        tensors=tensors,
+        outputs=known.outputs,
+        checked=True,
+        deadline=request.received + timeout_s,
+        request_id=request_id(request),
+        traceparent=asked.traceparent,
+    )
+
+    def deliver(outcome: Outcome, timing: Timing | None) -> None:
+        try:
+            response = _answer_known(asked.name, deployment, outcome, known)
+        except PenstockError as error:
+            response = error_response(error)
+        reply(response, timing)
+
+    deployment.submit(prediction, deliver)
+
+
+def _answer_known(name: str, deployment: Deployment, outcome: Outcome, known: Known) -> Response:
+    tensors = outcome.tensors
+    if tensors and not any(known.as_binary.values()) and not any(each.datatype == "BYTES" for each in tensors):
+        text = known.answer(name, deployment.manifest.version, tensors)
+        if b"null" not in text:
+            return Response(200, _JSON, text)
+    return _answer(name, deployment, "", outcome, known.as_binary)
 
 
 def error_response(error: PenstockError) -> Response:
@@ -82,24 +150,32 @@ def error_response(error: PenstockError) -> Response:
     return Response(status, headers, orjson.dumps({"error": str(error)}))
 
 
-class _Asked(NamedTuple):
+class _Asked:
     """What path and headers say."""
 
-    name: str
-    version: str
-    json_size: str
-    traceparent: str
+    __slots__ = ("json_length", "json_size", "known", "name", "traceparent", "version")
+
+    def __init__(self, request: Request) -> None:
+        parts = request.path.split("/")
+        self.name = parts[3]
+        self.version = parts[5] if parts[4] == "versions" else ""
+        self.traceparent = request.header(b"traceparent")
+        self.json_size = request.header(_HEADER_LENGTH)
+        """As it is written; empty if all is JSON."""
+        self.json_length = int(self.json_size) if _is_length(self.json_size) else 0
+        self.known = KnownRequests()
 
 
 def _asked(request: Request) -> _Asked:
     """Read once for all requests that repeat them."""
     asked: _Asked | None = request.head.asked
     if asked is None:
-        parts = request.path.split("/")
-        version = parts[5] if parts[4] == "versions" else ""
-        json_size, traceparent = request.header(_HEADER_LENGTH), request.header(b"traceparent")
-        asked = request.head.asked = _Asked(parts[3], version, json_size, traceparent)
+        asked = request.head.asked = _Asked(request)
     return asked
+
+
+def _is_length(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _split(sent: bytes, text: str) -> tuple[dict[str, Any] | None, memoryview]:
@@ -107,7 +183,7 @@ def _split(sent: bytes, text: str) -> tuple[dict[str, Any] | None, memoryview]:
     if not text:
         return _load_json(sent), _NO_BYTES
     body = memoryview(sent)
-    if not (text.isascii() and text.isdecimal() and len(text) < 20) or int(text) > len(body):
+    if not _is_length(text) or int(text) > len(body):
         raise InvalidBody(f"Inference-Header-Content-Length {text!r} must be a number from 0 to {len(body)}")
     length = int(text)
     return (_load_json(sent[:length]) if length else None), body[length:]
@@ -328,7 +404,7 @@ def _answer(
     if b"null" in text:  # what is no number is written so
         _refuse_non_finite(outputs)
     if not binary:
-        return Response(200, [(b"content-type", b"application/json")], text)
+        return Response(200, _JSON, text)
     headers = [(b"content-type", b"application/octet-stream"), (_HEADER_LENGTH, b"%d" % len(text))]
     return Response(200, headers, b"".join((text, *binary)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from formats.envelope import Tensor
 from formats.errors import InvalidBody
 from gateway.router import Deployment, Router
 from model_store.manifest import Graph, TensorSpec
@@ -13,6 +14,7 @@ from model_store.signature import check_inputs, check_outputs
 __all__ = [
     "EXTENSIONS",
     "SERVER_NAME",
+    "KnownSignature",
     "check_inputs",
     "check_outputs",
     "check_parameters",
@@ -27,6 +29,31 @@ __all__ = [
 SERVER_NAME = "penstock"
 EXTENSIONS = ["binary_tensor_data"]
 _RESERVED = "triton_"
+
+
+class KnownSignature:
+    """Names, types and shapes of requests that repeat each other but for their numbers (docs/adr/0011)."""
+
+    __slots__ = ("_graph", "_outputs", "_wanted")
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        """`wanted` names the outputs asked for, none for all."""
+        self._wanted = wanted
+        self._graph: Graph | None = None
+        """The one that the tensors have been held against."""
+        self._outputs: tuple[str, ...] = ()
+
+    def outputs_of(self, graph: Graph, tensors: Sequence[Tensor]) -> tuple[str, ...]:
+        """Hold one such request's tensors against the graph that answers, if another one did before.
+
+        Raises:
+            InvalidBody: as `check_inputs` and `check_outputs`.
+        """
+        if self._graph is not graph:
+            check_inputs(graph, tensors)
+            self._outputs = check_outputs(graph, self._wanted)
+            self._graph = graph
+        return self._outputs
 
 
 def server_version() -> str:

@@ -177,17 +177,12 @@ def _prepare_known(
     """As `_prepare`, of what was prepared before and has neither parameters nor an id."""
     message = known.message
     deployment = router.deployment(message.model_name, message.model_version)
-    graph = graph_of(deployment)
-    if known.graph is not graph:
-        check_inputs(graph, tensors)
-        known.outputs = check_outputs(graph, _wanted(message))
-        known.graph = graph
     prediction = Prediction(
         model=deployment.manifest.name,
         version=deployment.manifest.version,
         mode=deployment.mode,
         tensors=tensors,
-        outputs=known.outputs,
+        outputs=known.outputs_of(graph_of(deployment), tensors),
         checked=True,
         deadline=deadline,
     )

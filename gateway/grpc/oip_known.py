@@ -6,6 +6,7 @@ message, to look into it and to write the answer took a fifth of all that the ga
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 
@@ -13,11 +14,11 @@ from google.protobuf.message import DecodeError
 
 from formats.envelope import Tensor
 from formats.protos import open_inference_pb2 as pb
-from model_store.manifest import Graph
+from gateway.tensor_protocol import KnownSignature
 
 __all__ = ["Known", "KnownRequests", "response_head"]
 
-_MAX_KNOWN = 1024
+_MAX_TRIES = 1024
 _MAX_OF_A_SIZE = 8
 _MAX_BYTES = 2048
 """Of all but the tensors."""
@@ -29,10 +30,10 @@ _tensor = partial(tuple.__new__, Tensor)
 """Makes one in half the time that its constructor takes."""
 
 
-class Known:
+class Known(KnownSignature):
     """What a request says beside its raw tensors, and where those lie in it."""
 
-    __slots__ = ("_answer_head", "_answered", "_described", "_places", "graph", "message", "outputs", "size", "text")
+    __slots__ = ("_answer_head", "_answered", "_described", "_places", "_text", "message")
 
     def __init__(self, message: pb.ModelInferRequest, text: bytes, sizes: Sequence[int]) -> None:
         """Args:
@@ -40,12 +41,9 @@ class Known:
         text: the same in bytes, which the tensors follow.
         sizes: of the tensors, in bytes.
         """
+        super().__init__([each.name for each in message.outputs])
         self.message = message
-        self.text = text
-        self.graph: Graph | None = None
-        """The one that the tensors have been held against."""
-        self.outputs: tuple[str, ...] = ()
-        """Those asked for, as that graph has them."""
+        self._text = text
         self._described = [(each.name, each.datatype, tuple(each.shape)) for each in message.inputs]
         self._places: list[tuple[int, bytes, int]] = []
         """Of each raw tensor: where its field begins, how, and where it ends."""
@@ -54,13 +52,12 @@ class Known:
             head = field_head(_RAW_INPUT, size)
             self._places.append((at, head, at + len(head) + size))
             at += len(head) + size
-        self.size = at
         self._answered: list[object] = []
         self._answer_head = b""
 
     def tensors(self, data: bytes | bytearray) -> tuple[Tensor, ...] | None:
         """Those of a message of this size, uncopied; None if it is another one."""
-        if not data.startswith(self.text):
+        if not data.startswith(self._text):
             return None
         whole, found = memoryview(data).toreadonly(), []
         for (name, datatype, shape), (begin, head, end) in zip(self._described, self._places, strict=True):
@@ -86,7 +83,8 @@ class KnownRequests:
 
     def __init__(self) -> None:
         self._of_size: dict[int, list[Known]] = {}
-        self._count = 0
+        self._tries: Counter[int] = Counter()
+        """By size, also those that came to nothing: who sends what cannot be kept is not to pay for it each time."""
 
     def find(self, data: bytes | bytearray) -> tuple[Known, tuple[Tensor, ...]] | None:
         """What is known of a message, and the tensors in it."""
@@ -110,6 +108,12 @@ class KnownRequests:
             return
         if any(each.datatype == "BYTES" for each in tensors):  # whose sizes say nothing of the next
             return
+        if self._tries[len(data)] >= _MAX_OF_A_SIZE:
+            return
+        if self._tries.total() >= _MAX_TRIES:
+            self._of_size.clear()
+            self._tries.clear()
+        self._tries[len(data)] += 1
         sizes = [len(each.data) for each in tensors]
         length = len(data) - sum(len(field_head(_RAW_INPUT, size)) + size for size in sizes)
         if not 0 < length <= _MAX_BYTES:
@@ -120,15 +124,8 @@ class KnownRequests:
             return  # fields in another order
         known = Known(bare, text, sizes)
         again = known.tensors(data)
-        if again is None or [each.data for each in again] != [each.data for each in tensors]:
-            return
-        if self._count >= _MAX_KNOWN:
-            self._of_size.clear()
-            self._count = 0
-        of_size = self._of_size.setdefault(len(data), [])
-        if len(of_size) < _MAX_OF_A_SIZE:
-            of_size.append(known)
-            self._count += 1
+        if again is not None and [each.data for each in again] == [each.data for each in tensors]:
+            self._of_size.setdefault(len(data), []).append(known)
 
 
 def response_head(message: pb.ModelInferRequest, version: str, outputs: Iterable[Tensor]) -> pb.ModelInferResponse:

@@ -70,7 +70,7 @@ def infer(request: Request, router: Router, timeout_s: float, reply: Reply) -> N
     )
     if header:
         length = len(request.body) - len(binary) if asked.json_size else 0
-        asked.known.remember(request.body, length, header, Known(tensors, wanted, as_binary))
+        asked.known.remember(request.body, length, header, lambda: Known(tensors, wanted, as_binary))
 
     def deliver(outcome: Outcome, timing: Timing | None) -> None:
         try:
@@ -105,17 +105,12 @@ def _infer_known(
     tensors: tuple[Tensor, ...],
 ) -> None:
     """As `infer` goes on, with what says the same each time looked at once."""
-    graph = graph_of(deployment)
-    if known.graph is not graph:
-        check_inputs(graph, tensors)
-        known.outputs = check_outputs(graph, known.wanted)
-        known.graph = graph
     prediction = Prediction(
         model=deployment.manifest.name,
         version=deployment.manifest.version,
         mode=deployment.mode,
         tensors=tensors,
-        outputs=known.outputs,
+        outputs=known.outputs_of(graph_of(deployment), tensors),
         checked=True,
         deadline=request.received + timeout_s,
         request_id=request_id(request),

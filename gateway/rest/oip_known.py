@@ -7,7 +7,7 @@ that is kept, is not kept either.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,25 @@ import orjson
 
 from formats.envelope import Tensor
 from formats.tensors import DATATYPES, num_elements
-from model_store.manifest import Graph
+from gateway.tensor_protocol import KnownSignature
 
 __all__ = ["Known", "KnownRequests"]
 
 _DATA = b'"data":'
-_MAX_KNOWN = 8
+_MAX_TRIES = 8
 _MAX_BYTES = 2048
 """Of all but the numbers."""
 _BRACKET = re.compile(rb"[\[\]]")
-_FIELDS = frozenset({"inputs", "outputs"})
+_FIELDS = frozenset({"inputs", "outputs", "parameters"})
+_OF_REQUEST = frozenset({"binary_data_output"})
+"""What tritonclient says where it names no outputs."""
 _OF_BINARY = frozenset({"binary_data_size"})
 
 
-class Known:
-    """What a request says beside its numbers. It has neither an id nor parameters of its own."""
+class Known(KnownSignature):
+    """What a request says beside its numbers. It has no id, and no parameter but what `as_binary` tells."""
 
-    __slots__ = ("_answered", "_heads", "as_binary", "count", "described", "ends", "graph", "outputs", "wanted")
+    __slots__ = ("_answered", "_heads", "as_binary", "count", "described", "ends")
 
     def __init__(self, tensors: Sequence[Tensor], wanted: Sequence[str], as_binary: Mapping[str, bool]) -> None:
         """Args:
@@ -39,17 +41,13 @@ class Known:
         wanted: names of the outputs asked for, none for all.
         as_binary: see `oip._wanted`.
         """
-        self.wanted = wanted
+        super().__init__(wanted)
         self.as_binary = as_binary
         self.described = [(each.name, each.datatype, each.shape) for each in tensors]
         self.count = num_elements(tensors[0].name, tensors[0].shape)
         """Elements of the first."""
         self.ends: list[int] = []
         """Where each binary tensor ends, from the first one's begin on."""
-        self.graph: Graph | None = None
-        """The one that the tensors have been held against."""
-        self.outputs: tuple[str, ...] = ()
-        """Those asked for, as that graph has them."""
         self._answered: list[object] = []
         self._heads: list[bytes] = []
 
@@ -73,7 +71,8 @@ class KnownRequests:
 
     def __init__(self) -> None:
         self._seen = False
-        self._num_kept = 0
+        self._num_tries = 0
+        """Also those that came to nothing: who sends what cannot be kept is not to pay for it each time."""
         self._open: dict[bytes, list[tuple[bytes, Known]]] = {}
         """Of JSON with one tensor: by what stands before its numbers, what stands behind them."""
         self._whole: dict[bytes, Known] = {}
@@ -103,19 +102,23 @@ class KnownRequests:
             begin = end
         return known, tuple(tensors)
 
-    def remember(self, body: bytes, length: int, header: Mapping[str, Any], known: Known) -> None:
+    def remember(self, body: bytes, length: int, header: Mapping[str, Any], read: Callable[[], Known]) -> None:
         """Keep what was found fine the second time that it comes, if reading it again could tell nothing else.
 
         Args:
             body: the request.
             length: of its JSON, where binary tensors follow it, else 0.
             header: what that JSON says.
-            known: the same, read.
+            read: makes something known of it.
         """
         seen, self._seen = self._seen, True
-        # heads that come once are not worth it; ids and parameters differ from one to the next
-        if not seen or not header.keys() <= _FIELDS or self._num_kept >= _MAX_KNOWN:
+        # heads that come once are not worth it; ids and most parameters differ from one to the next
+        if not seen or self._num_tries >= _MAX_TRIES or not header.keys() <= _FIELDS:
             return
+        if not header.get("parameters", {}).keys() <= _OF_REQUEST:
+            return
+        self._num_tries += 1
+        known = read()
         if any(datatype in ("BYTES", "BOOL") for _, datatype, _ in known.described):
             return  # whose bytes have to be looked at
         inputs = header["inputs"]
@@ -123,12 +126,10 @@ class KnownRequests:
             if length <= _MAX_BYTES and all(each.get("parameters", {}).keys() == _OF_BINARY for each in inputs):
                 known.ends = np.cumsum([each["parameters"]["binary_data_size"] for each in inputs]).tolist()
                 self._whole[body[:length]] = known
-                self._num_kept += 1
         elif len(inputs) == 1 and (begin := body.find(_DATA) + len(_DATA)) >= len(_DATA):
             before, behind = body[:begin], body[_end_of_list(body, begin) :]
             if len(before) + len(behind) <= _MAX_BYTES and _says_the_same(before, behind, header):
                 self._open.setdefault(before, []).append((behind, known))
-                self._num_kept += 1
 
 
 def _end_of_list(body: bytes, begin: int) -> int:

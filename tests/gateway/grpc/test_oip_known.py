@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from formats.envelope import Outcome, Tensor
 from formats.errors import PenstockError
 from formats.protos import open_inference_pb2 as pb
+from gateway.grpc import oip_known
 from gateway.grpc.oip import prediction_methods
 from gateway.grpc.oip_known import KnownRequests
 from gateway.grpc.service import PredictionMethod
@@ -194,6 +195,15 @@ def test_not_more_are_kept_than_there_is_room_for() -> None:
         data = message.SerializeToString()
         known.remember(data, message, [Tensor("x", "FP32", (1, 2), bytes(8 + number))])
     assert sum(map(len, known._of_size.values())) <= 1024
+
+
+def test_what_cannot_be_kept_is_looked_at_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bytes] = []
+    monkeypatch.setattr(oip_known, "_parsed", looked.append)
+    used, first = method(), ask()
+    for _ in range(50):
+        assert outcome_of(MODEL, used, first) == outcome_of(MODEL, method(), first)
+    assert len(looked) == 8 + 50
 
 
 def test_clients_see_no_difference(live: LiveGateway) -> None:

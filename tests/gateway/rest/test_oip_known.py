@@ -197,7 +197,14 @@ def test_binary_tensors_behind_known_json() -> None:
     assert alike(Model(*PAIR), said + bytes(12), then, len(said))
 
 
-@pytest.mark.parametrize("extra", [{"id": "a"}, {"parameters": {"binary_data_output": True}}])
+@pytest.mark.parametrize("default", [True, False])
+def test_which_outputs_are_binary_is_known(default: bool) -> None:
+    said = binary(8, 4, parameters={"binary_data_output": default})
+    assert alike(Model(*PAIR), said + bytes(12), [said + b"abcdefghijkl"], len(said))
+    assert alike(Model(FLOATS), text(PLAIN | {"parameters": {"binary_data_output": default}}), [text(PLAIN)])
+
+
+@pytest.mark.parametrize("extra", [{"id": "a"}, {"parameters": {"binary_data_output": True, "timeout": 9_000_000}}])
 def test_binary_requests_that_differ_each_time_are_not_known(extra: dict[str, Any]) -> None:
     said = binary(8, 4, **extra)
     assert not alike(Model(*PAIR), said + bytes(12), [said + b"abcdefghijkl"], len(said))
